@@ -1,0 +1,152 @@
+//! What a session was, in numbers: the content of `report.json`.
+
+use serde::{Deserialize, Serialize};
+use spnn_protocol::message::{Done, EpochEnd, Metrics};
+use spnn_protocol::{FirstLayerKind, Role, SessionConfig, Task};
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// Numbers of rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rows {
+    /// Trained on in each epoch.
+    pub train: u32,
+    /// Evaluated or predicted.
+    pub test: u32,
+}
+
+/// One epoch, over all roles.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// From 1.
+    pub epoch: u32,
+    /// Wall time from the first batch's start to the last update, without start-up and evaluation.
+    pub seconds: f64,
+    /// Mean loss over the training rows.
+    pub train_loss: Option<f64>,
+    /// Metrics on the test rows after the epoch.
+    pub test: Option<Metrics>,
+    /// Application bytes sent, by role, headers included.
+    pub bytes_sent: BTreeMap<Role, u64>,
+    /// The same by role and message kind.
+    pub bytes_sent_by_kind: BTreeMap<Role, BTreeMap<String, u64>>,
+    /// Bytes of UDP payload sent, by role: QUIC headers, TLS tags, acknowledgements and retransmissions included.
+    pub wire_bytes_sent: BTreeMap<Role, u64>,
+    /// Processor time, by role, in seconds.
+    pub cpu_seconds: BTreeMap<Role, f64>,
+}
+
+/// A whole session.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SessionRecord {
+    /// Version of the software.
+    pub spnn: String,
+    /// Digest of the session.
+    pub session: String,
+    /// Name of the session.
+    pub name: String,
+    /// Train, evaluate or predict.
+    pub task: Task,
+    /// Number of this start.
+    pub incarnation: u64,
+    /// First-layer protocol.
+    pub first_layer: FirstLayerKind,
+    /// Ring of `sharing`.
+    pub ring_bits: u32,
+    /// Number of parties.
+    pub parties: u16,
+    /// Feature columns of each party.
+    pub features: Vec<u32>,
+    /// Width of H1.
+    pub hidden_width: u32,
+    /// Rows of a mini-batch.
+    pub batch_size: u32,
+    /// Rows.
+    pub rows: Rows,
+    /// Every epoch.
+    pub epochs: Vec<EpochRecord>,
+    /// Metrics on the test rows at the end.
+    pub test: Option<Metrics>,
+    /// From the coordinator's start to its end.
+    pub wall_seconds: f64,
+    /// Processor time of each process.
+    pub cpu_seconds: BTreeMap<Role, f64>,
+    /// Largest resident set of each process.
+    pub peak_rss_bytes: BTreeMap<Role, u64>,
+    #[serde(skip, default = "Instant::now")]
+    started: Instant,
+    #[serde(skip)]
+    ended: BTreeMap<Role, u32>,
+}
+
+impl SessionRecord {
+    pub(crate) fn new(
+        session: &SessionConfig,
+        task: Task,
+        incarnation: u64,
+        train: u32,
+        test: u32,
+        features: Vec<u32>,
+    ) -> Self {
+        Self {
+            spnn: env!("CARGO_PKG_VERSION").to_owned(),
+            session: session.digest().iter().map(|b| format!("{b:02x}")).collect(),
+            name: session.name.clone(),
+            task,
+            incarnation,
+            first_layer: session.first_layer,
+            ring_bits: session.sharing.ring_bits,
+            parties: session.parties,
+            features,
+            hidden_width: session.model.hidden_width,
+            batch_size: session.train.batch_size,
+            rows: Rows { train, test },
+            epochs: Vec::new(),
+            test: None,
+            wall_seconds: 0.0,
+            cpu_seconds: BTreeMap::new(),
+            peak_rss_bytes: BTreeMap::new(),
+            started: Instant::now(),
+            ended: session.roles().filter(|&r| r != Role::Coordinator).map(|r| (r, 0)).collect(),
+        }
+    }
+
+    /// The epoch whose end not all roles have reported, from 1.
+    pub(crate) fn epoch_under_way(&self) -> u32 {
+        self.ended.values().min().map_or(1, |n| n + 1)
+    }
+
+    /// Adds what `role` reports of its next epoch. Returns the epoch if all roles have now reported it.
+    pub(crate) fn epoch_end(&mut self, role: Role, end: EpochEnd) -> Option<&EpochRecord> {
+        let before = self.epoch_under_way();
+        let count = self.ended.entry(role).or_default();
+        *count += 1;
+        let epoch = *count;
+        let index = epoch as usize - 1;
+        while self.epochs.len() <= index {
+            let epoch = u32::try_from(self.epochs.len() + 1).unwrap_or(u32::MAX);
+            self.epochs.push(EpochRecord { epoch, ..EpochRecord::default() });
+        }
+        let record = &mut self.epochs[index];
+        record.seconds = record.seconds.max(end.seconds);
+        record.train_loss = record.train_loss.or(end.train_loss);
+        record.test = record.test.or(end.test);
+        record.bytes_sent.insert(role, end.bytes_sent.iter().map(|(_, n)| n).sum());
+        record.bytes_sent_by_kind.insert(role, end.bytes_sent.into_iter().collect());
+        record.wire_bytes_sent.insert(role, end.wire_bytes_sent);
+        record.cpu_seconds.insert(role, end.cpu_seconds);
+        self.test = self.epochs.iter().rev().find_map(|e| e.test);
+        (self.epoch_under_way() > before).then(|| &self.epochs[before as usize - 1])
+    }
+
+    pub(crate) fn done(&mut self, role: Role, done: Done) {
+        self.cpu_seconds.insert(role, done.cpu_seconds);
+        self.peak_rss_bytes.insert(role, done.peak_rss_bytes);
+    }
+
+    pub(crate) fn finish(&mut self) {
+        self.wall_seconds = self.started.elapsed().as_secs_f64();
+        self.cpu_seconds.insert(Role::Coordinator, spnn_protocol::usage::cpu_seconds());
+        self.peak_rss_bytes.insert(Role::Coordinator, spnn_protocol::usage::peak_rss_bytes());
+    }
+}

@@ -1,0 +1,20 @@
+//! The arithmetic that hides a party's numbers: rings, fixed-point numbers and pairwise masks.
+//!
+//! Everything here is pure: no I/O, no clock, no async, and no randomness but what is passed in.
+//!
+//! - [`RingElement`]: Z_2^32 and Z_2^64, the groups in which shares are added.
+//! - [`FixedPoint`]: real numbers as ring elements, with the guards that keep a sum from wrapping.
+//! - [`PairKey`], [`MaskContext`]: masks that two parties derive alike and that cancel in the sum.
+//! - [`SecretRng`]: secret randomness, from the operating system.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod fixed_point;
+mod mask;
+mod ring;
+mod secret_rng;
+
+pub use fixed_point::{DecodeError, EncodeError, FixedPoint, FixedPointError};
+pub use mask::{MaskContext, PairKey, Sign};
+pub use ring::RingElement;
+pub use secret_rng::{SecretRng, SystemRandomnessError};

@@ -1,0 +1,185 @@
+//! A party's table made ready: scaled features, checked labels, digest of the ids.
+
+use crate::PartyError;
+use crate::data::{DataSource, Standardizer, Table, read, read_columns};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+use sha2::{Digest, Sha256};
+use spnn_protocol::{DataShape, PreparationSpec, ProtocolError, Schedule, Step};
+
+/// A party's own data.
+pub struct Prepared {
+    table: Table,
+}
+
+impl Prepared {
+    /// Reads the party's file. Labels are read where they are used (by the label holder, and `required` unless new
+    /// rows are only to be predicted), and are never a feature.
+    ///
+    /// # Errors
+    /// [`PartyError::Data`] naming file, line and column.
+    pub fn read_as(source: &DataSource, is_label_holder: bool, required: bool) -> Result<Self, PartyError> {
+        let mut source = source.clone();
+        if is_label_holder && required && source.label.is_none() {
+            return Err(PartyError::Unfit("this is the label holder, but [data] names no label column".into()));
+        }
+        if let Some(label) = source.label.clone() {
+            let present = read_columns(&source)?.contains(&label);
+            if !(is_label_holder && (required || present)) {
+                source.label = None;
+                source.ignore.extend(present.then_some(label));
+            }
+        }
+        Ok(Self { table: read(&source)? })
+    }
+
+    /// Takes over a table that is in memory.
+    #[must_use]
+    pub fn from_table(table: Table) -> Self {
+        Self { table }
+    }
+
+    /// What others may know of it.
+    ///
+    /// # Errors
+    /// [`PartyError::Unfit`] if there are more rows or columns than a session can have.
+    pub fn shape(&self) -> Result<DataShape, PartyError> {
+        let count = |n: usize, what| {
+            u32::try_from(n).map_err(|_| PartyError::Unfit(format!("{n} {what}: a session can have 2^32 − 1")))
+        };
+        Ok(DataShape {
+            rows: count(self.table.features.nrows(), "rows")?,
+            features: count(self.table.features.ncols(), "columns")?,
+            ids: digest_ids(&self.table.ids),
+        })
+    }
+
+    /// Fits the scaling on the training rows.
+    ///
+    /// # Errors
+    /// [`PartyError::Unfit`] if there is no training row.
+    pub fn fit(&self, spec: &PreparationSpec, training_rows: &[u32]) -> Result<Option<Standardizer>, PartyError> {
+        if training_rows.is_empty() {
+            return Err(PartyError::Unfit("no row is left to train on: lower data.test_fraction".into()));
+        }
+        if !spec.standardize {
+            return Ok(None);
+        }
+        let rows: Vec<usize> = training_rows.iter().map(|&r| r as usize).collect();
+        let Table { features, feature_names, .. } = &self.table;
+        Ok(Some(Standardizer::fit(features.view(), &rows, feature_names, spec.clip)))
+    }
+
+    /// Applies a scaling, after checking that it was made for these columns.
+    ///
+    /// # Errors
+    /// [`PartyError::Data`] naming the column that differs.
+    pub fn scale(&mut self, standardizer: Option<&Standardizer>, spec: &PreparationSpec) -> Result<(), PartyError> {
+        if let Some(standardizer) = standardizer {
+            standardizer.check_names(&self.table.feature_names)?;
+            standardizer.apply(&mut self.table.features);
+        } else if let Some(clip) = spec.clip {
+            #[expect(clippy::cast_possible_truncation, reason = "the network computes in f32")]
+            let clip = clip as f32;
+            self.table.features.mapv_inplace(|x| x.clamp(-clip, clip));
+        }
+        Ok(())
+    }
+
+    /// Names of the features.
+    #[must_use]
+    pub fn feature_names(&self) -> &[String] {
+        &self.table.feature_names
+    }
+
+    /// Features, `[rows, d_i]`.
+    #[must_use]
+    pub fn features(&self) -> ArrayView2<'_, f32> {
+        self.table.features.view()
+    }
+
+    /// Labels, if this party has them.
+    #[must_use]
+    pub fn labels(&self) -> Option<&[f32]> {
+        self.table.labels.as_deref()
+    }
+
+    /// Ids of `rows`, in that order.
+    #[must_use]
+    pub fn ids_of(&self, rows: &[u32]) -> Vec<String> {
+        rows.iter().map(|&r| self.table.ids[r as usize].clone()).collect()
+    }
+}
+
+/// SHA-256 over the ordered ids, each with its length.
+#[must_use]
+pub fn digest_ids(ids: &[String]) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    for id in ids {
+        digest.update((id.len() as u64).to_le_bytes());
+        digest.update(id.as_bytes());
+    }
+    digest.finalize().into()
+}
+
+/// The rows of one pass, gathered batch by batch into buffers that are reused.
+pub(crate) struct Gathered {
+    x: Array2<f32>,
+    labels: Vec<f32>,
+}
+
+impl Gathered {
+    pub(crate) fn new() -> Self {
+        Self { x: Array2::zeros((0, 0)), labels: Vec::new() }
+    }
+
+    /// Copies the given rows of the party's features, and their labels if there are any.
+    pub(crate) fn gather(&mut self, data: &Prepared, rows: &[u32]) {
+        let features = data.features();
+        let (n, d) = (rows.len(), features.ncols());
+        if self.x.nrows() < n || self.x.ncols() != d {
+            self.x = Array2::zeros((n, d));
+        }
+        copy_rows(features, rows, self.x.slice_mut(s![..n, ..]));
+        self.labels.clear();
+        if let Some(labels) = data.labels() {
+            self.labels.extend(rows.iter().map(|&r| labels[r as usize]));
+        }
+    }
+
+    /// The features gathered last, `[n, d_i]`.
+    pub(crate) fn x(&self, rows: usize) -> ArrayView2<'_, f32> {
+        self.x.slice(s![..rows, ..])
+    }
+
+    /// The labels gathered last.
+    pub(crate) fn labels(&self) -> &[f32] {
+        &self.labels
+    }
+}
+
+fn copy_rows(from: ArrayView2<'_, f32>, rows: &[u32], mut to: ArrayViewMut2<'_, f32>) {
+    let d = from.ncols();
+    match (from.as_slice(), to.as_slice_mut()) {
+        (Some(from), Some(to)) if d > 0 => {
+            for (&row, to) in rows.iter().zip(to.chunks_exact_mut(d)) {
+                let start = row as usize * d;
+                to.copy_from_slice(&from[start..start + d]);
+            }
+        }
+        _ => to.outer_iter_mut().zip(rows).for_each(|(mut to, &row)| to.assign(&from.row(row as usize))),
+    }
+}
+
+/// A tensor of our own that is to leave this role must be finite.
+pub(crate) fn check_finite(values: &[f32], what: &'static str, step: Step) -> Result<(), ProtocolError> {
+    // Peers check what they receive; this names the cause at its source.
+    if values.iter().fold(true, |ok, v| ok & v.is_finite()) {
+        return Ok(());
+    }
+    Err(ProtocolError::Diverged { step, what })
+}
+
+/// The training rows that a schedule gives, before any epoch shuffles them.
+pub(crate) fn training_rows(schedule: &Schedule) -> Vec<u32> {
+    schedule.order(spnn_protocol::Phase::Train, 1)
+}

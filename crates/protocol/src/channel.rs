@@ -1,0 +1,294 @@
+//! One peer's connection: frames in and out, limits, deadlines and byte counts.
+
+use crate::error::{Ending, ProtocolError, kind_in_step};
+use crate::message::{
+    CONTROL_BYTES_MAX, CodecError, Control, HEADER_BYTES, Header, Kind, decode_control, encode_control,
+};
+use crate::{Role, Step};
+use ndarray::{ArrayView2, ArrayViewMut2};
+use spnn_crypto::PairKey;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+#[cfg(target_endian = "big")]
+compile_error!("tensors go to the wire as they lie in memory, which must be little-endian");
+
+/// What a channel knows of the connection below it.
+pub trait Link: Send + Sync {
+    /// Tells the peer why this role goes, and closes.
+    fn end(&self, ending: Ending);
+    /// What the peer said when it went, if it did.
+    fn peer_ending(&self) -> Option<Ending>;
+    /// Why the connection is down, for people.
+    fn down_reason(&self) -> Option<String>;
+    /// Bytes of UDP payload sent on this connection; 0 where another channel's link counts them.
+    fn wire_bytes_sent(&self) -> u64;
+    /// A secret that only the two ends of this connection know (RFC 8446 exporter), bound to `label`.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if the connection cannot derive one.
+    fn pair_key(&self, label: &'static str) -> Result<PairKey, ProtocolError>;
+}
+
+/// A byte stream of a channel, one way.
+pub type Reader = Box<dyn AsyncRead + Send + Unpin>;
+/// A byte stream of a channel, the other way.
+pub type Writer = Box<dyn AsyncWrite + Send + Unpin>;
+
+/// A connection to one peer whose role is certain.
+pub struct Channel {
+    peer: Role,
+    link: Arc<dyn Link>,
+    reader: Reader,
+    writer: Writer,
+    timeout: Duration,
+    sent: BTreeMap<Kind, u64>,
+}
+
+impl Channel {
+    /// A channel over a byte stream whose other end is known to be `peer`.
+    #[must_use]
+    pub fn new(peer: Role, link: Arc<dyn Link>, reader: Reader, writer: Writer, timeout: Duration) -> Self {
+        Self { peer, link, reader, writer, timeout, sent: BTreeMap::new() }
+    }
+
+    /// Who is at the other end.
+    #[must_use]
+    pub fn peer(&self) -> Role {
+        self.peer
+    }
+
+    /// The connection below.
+    #[must_use]
+    pub fn link(&self) -> &Arc<dyn Link> {
+        &self.link
+    }
+
+    /// Waits at most this long for a message or for room to send one.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
+    }
+
+    /// Application bytes sent so far, by kind, headers included.
+    #[must_use]
+    pub fn sent(&self) -> &BTreeMap<Kind, u64> {
+        &self.sent
+    }
+
+    /// Sends a control message.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if the peer is gone.
+    pub async fn send<C: Control>(&mut self, step: Step, message: &C) -> Result<(), ProtocolError> {
+        let body = encode_control(message);
+        self.send_frame(C::KIND, step, [0, 0], &body).await
+    }
+
+    /// Receives the control message that is due.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if anything else comes, nothing comes in time, or the peer is gone.
+    pub async fn recv<C: Control>(&mut self, step: Step) -> Result<C, ProtocolError> {
+        let header = self.recv_header(C::KIND, step).await?;
+        if header.shape != [0, 0] {
+            return Err(self.codec(CodecError::Control(C::KIND.name())));
+        }
+        let length = header.body_bytes as usize;
+        if length > CONTROL_BYTES_MAX {
+            return Err(self.body_length(&header, format!("at most {CONTROL_BYTES_MAX}")));
+        }
+        let mut body = vec![0; length];
+        self.read(&mut body, C::KIND, step).await?;
+        decode_control(&body).map_err(|e| self.codec(e))
+    }
+
+    /// Sends and receives a control message at once: where both peers speak first, sending before receiving would hang
+    /// as soon as a message outgrows the buffers between them.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send) and [`recv`](Self::recv).
+    pub async fn exchange<C: Control>(&mut self, step: Step, message: &C) -> Result<C, ProtocolError> {
+        let body = encode_control(message);
+        let header = header_of(C::KIND, step, [0, 0], &body)?;
+        *self.sent.entry(C::KIND).or_default() += (HEADER_BYTES + body.len()) as u64;
+        // The writer is taken out so that both halves can be borrowed; it is put back whatever happens.
+        let mut writer = std::mem::replace(&mut self.writer, Box::new(tokio::io::sink()));
+        let sending = async {
+            writer.write_all(&header.encode()).await?;
+            writer.write_all(&body).await?;
+            writer.flush().await
+        };
+        let (sent, received) = futures_util::join!(sending, self.recv::<C>(step));
+        self.writer = writer;
+        let received = received?;
+        sent.map_err(|e| self.gone(step, &e))?;
+        Ok(received)
+    }
+
+    /// Sends a matrix row by row.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if the peer is gone.
+    pub async fn send_tensor(
+        &mut self,
+        kind: Kind,
+        step: Step,
+        tensor: ArrayView2<'_, f32>,
+    ) -> Result<(), ProtocolError> {
+        let shape = shape_of(tensor.dim());
+        let standard = tensor.as_standard_layout();
+        let values = standard.as_slice().unwrap_or_default();
+        self.send_frame(kind, step, shape, bytemuck::cast_slice(values)).await
+    }
+
+    /// Receives the matrix that is due, of exactly the shape of `out`, all finite.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if anything else comes, nothing comes in time, or the peer is gone. `out` is then unspecified.
+    pub async fn recv_tensor(
+        &mut self,
+        kind: Kind,
+        step: Step,
+        mut out: ArrayViewMut2<'_, f32>,
+    ) -> Result<(), ProtocolError> {
+        let expected = shape_of(out.dim());
+        let columns = out.ncols();
+        let header = self.recv_header(kind, step).await?;
+        if header.shape != expected {
+            return Err(ProtocolError::Shape { peer: self.peer, step, kind, expected, found: header.shape });
+        }
+        let Some(values) = out.as_slice_mut() else {
+            // Callers pass whole rows of their own buffers.
+            return Err(self.body_length(&header, "a contiguous buffer".into()));
+        };
+        if header.body_bytes as usize != size_of_val(values) {
+            return Err(self.body_length(&header, size_of_val(values).to_string()));
+        }
+        self.read(bytemuck::cast_slice_mut(values), kind, step).await?;
+        match first_not_finite(values) {
+            None => Ok(()),
+            Some(at) => Err(ProtocolError::NotFinite {
+                peer: self.peer,
+                step,
+                kind,
+                row: at / columns.max(1),
+                column: at % columns.max(1),
+            }),
+        }
+    }
+
+    /// Sends a first-layer payload.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if the peer is gone.
+    pub async fn send_payload(&mut self, step: Step, payload: &[u8]) -> Result<(), ProtocolError> {
+        self.send_frame(Kind::FirstLayer, step, [0, 0], payload).await
+    }
+
+    /// Receives the first-layer payload that is due, of exactly the length of `out`.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if anything else comes, nothing comes in time, or the peer is gone.
+    pub async fn recv_payload(&mut self, step: Step, out: &mut [u8]) -> Result<(), ProtocolError> {
+        let header = self.recv_header(Kind::FirstLayer, step).await?;
+        if header.shape != [0, 0] || header.body_bytes as usize != out.len() {
+            return Err(self.body_length(&header, out.len().to_string()));
+        }
+        self.read(out, Kind::FirstLayer, step).await
+    }
+
+    async fn send_frame(&mut self, kind: Kind, step: Step, shape: [u32; 2], body: &[u8]) -> Result<(), ProtocolError> {
+        let header = header_of(kind, step, shape, body)?;
+        let writer = &mut self.writer;
+        let writing = async {
+            writer.write_all(&header.encode()).await?;
+            writer.write_all(body).await?;
+            writer.flush().await
+        };
+        let written = tokio::time::timeout(self.timeout, writing).await;
+        match written {
+            Err(_) => return Err(self.timed_out(step, format!("room for a {}", kind.name()))),
+            Ok(Err(e)) => return Err(self.gone(step, &e)),
+            Ok(Ok(())) => {}
+        }
+        *self.sent.entry(kind).or_default() += (HEADER_BYTES + body.len()) as u64;
+        Ok(())
+    }
+
+    async fn recv_header(&mut self, kind: Kind, step: Step) -> Result<Header, ProtocolError> {
+        let mut bytes = [0; HEADER_BYTES];
+        self.read(&mut bytes, kind, step).await?;
+        let header = Header::decode(&bytes).map_err(|e| self.codec(e))?;
+        if header.kind != kind || header.step != step {
+            return Err(ProtocolError::Unexpected {
+                peer: self.peer,
+                expected: kind_in_step(kind, step),
+                found: kind_in_step(header.kind, header.step),
+            });
+        }
+        Ok(header)
+    }
+
+    async fn read(&mut self, out: &mut [u8], kind: Kind, step: Step) -> Result<(), ProtocolError> {
+        match tokio::time::timeout(self.timeout, self.reader.read_exact(out)).await {
+            Err(_) => Err(self.timed_out(step, kind_in_step(kind, step))),
+            Ok(Err(e)) => Err(self.gone(step, &e)),
+            Ok(Ok(_)) => Ok(()),
+        }
+    }
+
+    fn gone(&self, step: Step, error: &std::io::Error) -> ProtocolError {
+        match self.link.peer_ending() {
+            Some(ending) => ProtocolError::PeerEnded { peer: self.peer, step, ending },
+            None => ProtocolError::PeerGone {
+                peer: self.peer,
+                step,
+                reason: self.link.down_reason().unwrap_or_else(|| error.to_string()),
+            },
+        }
+    }
+
+    fn timed_out(&self, step: Step, expected: String) -> ProtocolError {
+        ProtocolError::PeerTimeout { peer: self.peer, step, expected, waited: self.timeout }
+    }
+
+    fn codec(&self, source: CodecError) -> ProtocolError {
+        ProtocolError::Codec { peer: self.peer, source }
+    }
+
+    fn body_length(&self, header: &Header, expected: String) -> ProtocolError {
+        let Header { kind, step, body_bytes, .. } = *header;
+        ProtocolError::BodyLength { peer: self.peer, step, kind, expected, found: body_bytes.into() }
+    }
+}
+
+/// Waits for several channels at once, so that no peer has to wait until another one has been read.
+///
+/// # Errors
+/// The first error of any.
+pub async fn all<T>(
+    futures: impl IntoIterator<Item = impl Future<Output = Result<T, ProtocolError>>>,
+) -> Result<Vec<T>, ProtocolError> {
+    futures_util::future::try_join_all(futures).await
+}
+
+fn header_of(kind: Kind, step: Step, shape: [u32; 2], body: &[u8]) -> Result<Header, ProtocolError> {
+    let body_bytes =
+        u32::try_from(body.len()).map_err(|_| ProtocolError::OwnMessage { step, kind, bytes: body.len() })?;
+    Ok(Header { kind, step, shape, body_bytes })
+}
+
+/// Rows and columns; both are bounded far below 2^32 by the session.
+fn shape_of((rows, columns): (usize, usize)) -> [u32; 2] {
+    [u32::try_from(rows).unwrap_or(u32::MAX), u32::try_from(columns).unwrap_or(u32::MAX)]
+}
+
+fn first_not_finite(values: &[f32]) -> Option<usize> {
+    /// All-ones exponent: NaN or infinity. A loop without branches vectorises; the position is looked for only on error.
+    const EXPONENT: u32 = 0x7f80_0000;
+    let bad = values.iter().fold(false, |bad, v| bad | (v.to_bits() & EXPONENT == EXPONENT));
+    if bad { values.iter().position(|v| !v.is_finite()) } else { None }
+}

@@ -1,0 +1,208 @@
+//! How a role comes into a session: the same code over QUIC and in memory.
+//!
+//! 1. It connects to the coordinator and exchanges [`Hello`]: both compare the whole session text.
+//! 2. When all are there, [`Start`] gives the incarnation, the number of rows and each party's number of features.
+//! 3. The role makes the incarnation durable.
+//! 4. It connects to its peers (server: all parties; party: the server and all other parties) and exchanges [`Hello`].
+//! 5. Parties compare keyed digests of their ordered ids, in pairs, over their own channels.
+//! 6. [`Ready`] to the coordinator, [`Go`] back.
+//!
+//! The coordinator learns sizes, identities and timing.
+
+use crate::channel::Channel;
+use crate::incarnation::Incarnation;
+use crate::message::{Go, Hello, IdDigest, Ready, Start, Task};
+use crate::transport::Transport;
+use crate::{FirstLayerKind, Network, ProtocolError, Role, Schedule, SessionConfig, Step};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::Duration;
+use tracing::info;
+
+/// What is this role's own business, not the session's.
+#[derive(Clone, Debug)]
+pub struct JoinOptions {
+    /// Train, evaluate or predict.
+    pub task: Task,
+    /// Where this role keeps its incarnation and its model part.
+    pub directory: PathBuf,
+    /// How long all roles may take to come together.
+    pub join_timeout: Duration,
+    /// How long a peer may take to answer once the session runs.
+    pub peer_timeout: Duration,
+    /// Whether a first layer that protects nothing may be run.
+    pub allow_unprotected: bool,
+}
+
+/// A party's rows as far as others may know of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DataShape {
+    /// Number of rows.
+    pub rows: u32,
+    /// Number of feature columns.
+    pub features: u32,
+    /// SHA-256 over the ordered ids; compared with other parties under a key of the pair, never sent as it is.
+    pub ids: [u8; 32],
+}
+
+/// A role that has reached the coordinator.
+pub struct Joining<'a> {
+    transport: &'a mut dyn Transport,
+    session: &'a SessionConfig,
+    options: &'a JoinOptions,
+    coordinator: Channel,
+}
+
+/// A role that has joined all its peers.
+pub struct Joined {
+    /// Its channels.
+    pub network: Network,
+    /// Number of this start of the session.
+    pub incarnation: u64,
+    /// Feature columns of all parties.
+    pub features_total: usize,
+    /// Which of them are this party's; empty for the server.
+    pub columns: Range<usize>,
+    /// Which rows are in which batch.
+    pub schedule: Schedule,
+}
+
+impl<'a> Joining<'a> {
+    /// Connects to the coordinator.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if it cannot be reached, or the session asks for what this role refuses.
+    pub async fn connect(
+        transport: &'a mut dyn Transport,
+        session: &'a SessionConfig,
+        options: &'a JoinOptions,
+    ) -> Result<Self, ProtocolError> {
+        if session.first_layer == FirstLayerKind::Plain && !options.allow_unprotected {
+            return Err(ProtocolError::Unprotected { kind: session.first_layer });
+        }
+        let mut coordinator = transport.connect(Role::Coordinator, options.join_timeout).await?;
+        coordinator.set_timeout(options.join_timeout);
+        Ok(Self { transport, session, options, coordinator })
+    }
+
+    /// Joins everyone. `data` is the party's; the server has none.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] naming the peer that differs, is gone, or did not come.
+    pub async fn join(self, data: Option<DataShape>) -> Result<Joined, ProtocolError> {
+        let Self { transport, session, options, mut coordinator } = self;
+        let me = transport.me();
+        let kept = Incarnation::in_directory(&options.directory);
+        let last = kept.last()?;
+        let shape = data.unwrap_or_default();
+        let hello = |incarnation| hello(session, options.task, incarnation, shape);
+        let theirs = coordinator.exchange(Step::SETUP, &hello(last)).await?;
+        compare(session, options.task, Role::Coordinator, &theirs)?;
+
+        let start: Start = coordinator.recv(Step::SETUP).await?;
+        let incarnation = start.incarnation;
+        if incarnation <= last {
+            return Err(ProtocolError::Incarnation {
+                peer: Role::Coordinator,
+                expected: format!("above {last}"),
+                found: incarnation,
+            });
+        }
+        kept.begin(incarnation)?;
+        let (features_total, columns) = columns(session, me, &start)?;
+        info!(incarnation, rows = start.rows, features_total, "session starts");
+
+        let mut network = Network::new(me);
+        for peer in peers(session, me) {
+            let mut channel = transport.connect(peer, options.join_timeout).await?;
+            channel.set_timeout(options.join_timeout);
+            let theirs = channel.exchange(Step::SETUP, &hello(incarnation)).await?;
+            compare(session, options.task, peer, &theirs)?;
+            if theirs.incarnation != incarnation {
+                let expected = incarnation.to_string();
+                return Err(ProtocolError::Incarnation { peer, expected, found: theirs.incarnation });
+            }
+            if data.is_some() && matches!(peer, Role::Party(_)) {
+                compare_ids(&mut channel, &shape).await?;
+            }
+            channel.set_timeout(options.peer_timeout);
+            network.add(channel);
+        }
+        coordinator.send(Step::SETUP, &Ready).await?;
+        let Go = coordinator.recv(Step::SETUP).await?;
+        network.add(coordinator);
+        let schedule = session.schedule(start.rows);
+        Ok(Joined { network, incarnation, features_total, columns, schedule })
+    }
+}
+
+/// The first message of a role.
+#[must_use]
+pub fn hello(session: &SessionConfig, task: Task, incarnation: u64, shape: DataShape) -> Hello {
+    Hello {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        session: session.canonical(),
+        task,
+        incarnation,
+        rows: shape.rows,
+        features: shape.features,
+    }
+}
+
+/// Compares a peer's [`Hello`] with our own session and task.
+///
+/// # Errors
+/// [`ProtocolError::SessionMismatch`] naming the first field that differs, or [`ProtocolError::TaskMismatch`].
+pub fn compare(session: &SessionConfig, task: Task, peer: Role, theirs: &Hello) -> Result<(), ProtocolError> {
+    if let Some(difference) = session.difference(&theirs.session) {
+        return Err(ProtocolError::SessionMismatch { peer, difference });
+    }
+    if theirs.task != task {
+        return Err(ProtocolError::TaskMismatch { peer, ours: task, theirs: theirs.task });
+    }
+    Ok(())
+}
+
+/// Everyone a role talks to besides the coordinator, in an order in which no two pairs wait for each other.
+fn peers(session: &SessionConfig, me: Role) -> Vec<Role> {
+    let parties = session.party_roles().filter(|&p| p != me);
+    match me {
+        Role::Coordinator => Vec::new(),
+        Role::Server => parties.collect(),
+        Role::Party(_) => [Role::Server].into_iter().chain(parties).collect(),
+    }
+}
+
+/// The columns of `me` among all features, from what the coordinator announced.
+fn columns(session: &SessionConfig, me: Role, start: &Start) -> Result<(usize, Range<usize>), ProtocolError> {
+    let wrong =
+        |expected: String, found: String| ProtocolError::Unexpected { peer: Role::Coordinator, expected, found };
+    if start.features.len() != usize::from(session.parties) {
+        let expected = format!("features of {} parties", session.parties);
+        return Err(wrong(expected, format!("features of {}", start.features.len())));
+    }
+    let counts: Vec<usize> = start.features.iter().map(|&f| f as usize).collect();
+    let total: usize = counts.iter().sum();
+    if total > SessionConfig::WIDTH_MAX as usize {
+        return Err(wrong(format!("at most {} features", SessionConfig::WIDTH_MAX), total.to_string()));
+    }
+    Ok(match me {
+        Role::Party(id) => {
+            let first: usize = counts[..usize::from(id.0)].iter().sum();
+            (total, first..first + counts[usize::from(id.0)])
+        }
+        Role::Coordinator | Role::Server => (total, 0..0),
+    })
+}
+
+/// Both parties send an HMAC of the digest of their ordered ids under a key that only they know, so that the other one
+/// learns whether the ids agree and nothing else.
+async fn compare_ids(channel: &mut Channel, shape: &DataShape) -> Result<(), ProtocolError> {
+    let key = channel.link().pair_key("EXPORTER-spnn-id-digest")?;
+    let ours = IdDigest(key.digest("ordered ids", &shape.ids));
+    let theirs = channel.exchange(Step::SETUP, &ours).await?;
+    if theirs != ours {
+        return Err(ProtocolError::Misaligned { peer: channel.peer() });
+    }
+    Ok(())
+}

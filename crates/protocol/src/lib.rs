@@ -1,0 +1,42 @@
+//! How the roles of SPNN talk: sessions, messages, channels and first-layer protocols.
+//!
+//! A role makes a [`Transport`](transport::Transport), reaches the coordinator ([`Joining`]), joins its peers
+//! ([`Joined`]) and then walks the session's [`Schedule`] with its [`Network`], asking for each message when it is due.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod channel;
+mod durable;
+mod error;
+pub mod first_layer;
+mod identity;
+mod incarnation;
+mod join;
+pub mod message;
+mod meter;
+mod network;
+mod role;
+mod saved_model;
+mod schedule;
+mod session;
+mod step;
+pub mod transport;
+pub mod usage;
+
+pub use channel::{Channel, Link, Reader, Writer, all};
+pub use durable::write_durable;
+pub use error::{Cause, Ending, ProtocolError};
+pub use identity::{Fingerprint, Identity, inspect_certificate};
+pub use incarnation::Incarnation;
+pub use join::{DataShape, JoinOptions, Joined, Joining, compare, hello};
+pub use message::Task;
+pub use meter::Meter;
+pub use network::Network;
+pub use role::{PartyId, Role, RoleError};
+pub use saved_model::{SavedModel, Tensor};
+pub use schedule::{Batch, Schedule};
+pub use session::{
+    DataSection, Difference, FirstLayerKind, ModelSpec, PartySection, PreparationSpec, SessionConfig, SessionError,
+    SessionFile, SessionOverrides, SharingSpec, TrainSpec,
+};
+pub use step::{Phase, Step};

@@ -1,0 +1,403 @@
+//! What is sent, and its bytes.
+//!
+//! A frame is a header of 24 bytes, then the body. All numbers are little-endian.
+//!
+//! | bytes | field |
+//! | --- | --- |
+//! | 0 | kind ([`Kind`]) |
+//! | 1 | phase ([`Phase`]) |
+//! | 2–3 | zero |
+//! | 4–7 | epoch |
+//! | 8–11 | batch |
+//! | 12–15 | rows (tensors) or 0 |
+//! | 16–19 | columns (tensors) or 0 |
+//! | 20–23 | length of the body in bytes |
+//!
+//! The body of a tensor is its elements row by row; of a first-layer payload, whatever that protocol says; of a control
+//! message, a postcard-encoded struct of at most 64 KiB. Changing any byte raises the version in [`ALPN`].
+
+use crate::{Phase, Step};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Name and version of this protocol; TLS refuses a peer that speaks another.
+pub const ALPN: &[u8] = b"spnn/1";
+
+/// Bytes of a frame header.
+pub const HEADER_BYTES: usize = 24;
+
+/// Longest control body.
+pub const CONTROL_BYTES_MAX: usize = 64 << 10;
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident = $tag:literal, $text:literal;)*) => {
+        /// Kind of a message: the tag byte.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Kind { $($(#[$doc])* $name,)* }
+
+        impl Kind {
+            /// All kinds.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// Byte on the wire.
+            #[must_use]
+            pub fn tag(self) -> u8 {
+                match self { $(Self::$name => $tag,)* }
+            }
+
+            /// Name in reports and errors.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// Opens a channel: session, task, incarnation.
+    Hello = 1, "hello";
+    /// Coordinator → all: incarnation, rows, features of each party.
+    Start = 2, "start";
+    /// All → coordinator: joined and aligned.
+    Ready = 3, "ready";
+    /// Coordinator → all: begin.
+    Go = 4, "go";
+    /// All → coordinator: progress, metrics, done.
+    Report = 5, "report";
+    /// Coordinator → all: everyone is done.
+    Finish = 6, "finish";
+    /// Party ↔ party: keyed digest of the ordered ids.
+    IdDigest = 7, "id-digest";
+    /// First-layer protocol, opaque to everyone else.
+    FirstLayer = 16, "first-layer";
+    /// Server → label holder: z.
+    HiddenOutput = 17, "hidden-output";
+    /// Label holder → server: grad_z.
+    HiddenGradient = 18, "hidden-gradient";
+    /// Server → parties: grad_h1.
+    FirstLayerGradient = 19, "first-layer-gradient";
+}
+
+impl Kind {
+    /// The kind of a tag byte.
+    #[must_use]
+    pub fn from_tag(tag: u8) -> Option<Self> {
+        Self::ALL.iter().copied().find(|k| k.tag() == tag)
+    }
+}
+
+/// Header of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// What it is.
+    pub kind: Kind,
+    /// When it was due.
+    pub step: Step,
+    /// Rows and columns of a tensor.
+    pub shape: [u32; 2],
+    /// Bytes that follow.
+    pub body_bytes: u32,
+}
+
+/// Bytes that are no message.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum CodecError {
+    /// Unknown tag byte.
+    #[error("unknown message kind {0}")]
+    Kind(u8),
+    /// Unknown phase byte.
+    #[error("unknown phase {0}")]
+    Phase(u8),
+    /// Reserved bytes are not zero.
+    #[error("reserved header bytes are not zero")]
+    Reserved,
+    /// A control message does not decode.
+    #[error("malformed {0} message")]
+    Control(&'static str),
+    /// Bytes are left over.
+    #[error("{0} message has bytes left over")]
+    Trailing(&'static str),
+}
+
+impl Header {
+    /// The header's bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[0] = self.kind.tag();
+        bytes[1] = self.step.phase.tag();
+        bytes[4..8].copy_from_slice(&self.step.epoch.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.step.batch.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.shape[0].to_le_bytes());
+        bytes[16..20].copy_from_slice(&self.shape[1].to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.body_bytes.to_le_bytes());
+        bytes
+    }
+
+    /// Reads a header.
+    ///
+    /// # Errors
+    /// [`CodecError`] on an unknown kind or phase.
+    pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, CodecError> {
+        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        if bytes[2..4] != [0, 0] {
+            return Err(CodecError::Reserved);
+        }
+        Ok(Self {
+            kind: Kind::from_tag(bytes[0]).ok_or(CodecError::Kind(bytes[0]))?,
+            step: Step {
+                phase: Phase::from_tag(bytes[1]).ok_or(CodecError::Phase(bytes[1]))?,
+                epoch: word(4),
+                batch: word(8),
+            },
+            shape: [word(12), word(16)],
+            body_bytes: word(20),
+        })
+    }
+}
+
+/// A control message: a small struct with a kind of its own.
+pub trait Control: Serialize + DeserializeOwned {
+    /// Its kind.
+    const KIND: Kind;
+}
+
+/// Encodes the body of a control message.
+#[must_use]
+pub fn encode_control<C: Control>(message: &C) -> Vec<u8> {
+    #[expect(clippy::expect_used, reason = "control messages are plain structs, which always serialise to a Vec")]
+    postcard::to_stdvec(message).expect("a control message serialises")
+}
+
+/// Decodes the body of a control message.
+///
+/// # Errors
+/// [`CodecError`] if the bytes are not exactly one message.
+pub fn decode_control<C: Control>(bytes: &[u8]) -> Result<C, CodecError> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((message, [])) => Ok(message),
+        Ok(_) => Err(CodecError::Trailing(C::KIND.name())),
+        Err(_) => Err(CodecError::Control(C::KIND.name())),
+    }
+}
+
+/// What a session does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Task {
+    /// Train from initial weights.
+    Train,
+    /// Loss and metrics of a trained model on rows with labels.
+    Evaluate,
+    /// Scores of a trained model for the label holder.
+    Predict,
+}
+
+impl std::fmt::Display for Task {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Train => "train",
+            Self::Evaluate => "evaluate",
+            Self::Predict => "predict",
+        })
+    }
+}
+
+/// First message on every channel, both ways.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Version of the software, for error messages.
+    pub version: String,
+    /// Canonical text of the sender's session.
+    pub session: String,
+    /// What the sender is here to do.
+    pub task: Task,
+    /// To the coordinator: the last incarnation the sender used. Between others: the agreed one.
+    pub incarnation: u64,
+    /// Number of rows the sender has; 0 if it holds no data.
+    pub rows: u32,
+    /// Number of its feature columns; 0 if it holds no data.
+    pub features: u32,
+}
+
+/// Coordinator → all, when all have joined.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// Above every incarnation that any role used before.
+    pub incarnation: u64,
+    /// Aligned rows.
+    pub rows: u32,
+    /// Feature columns of each party.
+    pub features: Vec<u32>,
+}
+
+/// Role → coordinator: it has joined all its peers, and its rows are aligned with theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready;
+
+/// Coordinator → all: begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Go;
+
+/// Role → coordinator: how it goes. Metrics and sizes only.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Report {
+    /// From the label holder, a few times a second.
+    Progress(Progress),
+    /// From everyone at the end of an epoch, and of an evaluation.
+    EpochEnd(EpochEnd),
+    /// From everyone when everything is saved.
+    Done(Done),
+}
+
+/// Label holder → coordinator: where training is.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Rows trained on in this epoch.
+    pub rows: u64,
+    /// Mean loss over these rows.
+    pub loss: f64,
+}
+
+/// Loss and metrics over rows with labels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Mean loss.
+    pub loss: f64,
+    /// Area under the ROC curve; only for two classes that both occur.
+    pub auc: Option<f64>,
+    /// Share of rows whose class is predicted; only for classification.
+    pub accuracy: Option<f64>,
+}
+
+/// Role → coordinator at the end of an epoch, and at the end of an evaluation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EpochEnd {
+    /// Wall time from the first batch's start to the last update, in seconds.
+    pub seconds: f64,
+    /// Processor time of the sender's process in that time, in seconds.
+    pub cpu_seconds: f64,
+    /// Application bytes sent in that time, by message kind, headers included.
+    pub bytes_sent: Vec<(String, u64)>,
+    /// Bytes of UDP payload sent in that time; 0 in memory.
+    pub wire_bytes_sent: u64,
+    /// Mean training loss; label holder only.
+    pub train_loss: Option<f64>,
+    /// Metrics on the test rows; label holder only.
+    pub test: Option<Metrics>,
+}
+
+/// Role → coordinator: everything is saved.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Done {
+    /// Processor time of the whole process, in seconds.
+    pub cpu_seconds: f64,
+    /// Largest resident set of the process, in bytes.
+    pub peak_rss_bytes: u64,
+}
+
+/// Coordinator → all: everyone is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finish;
+
+/// Party ↔ party: HMAC of the ordered ids under the pair's key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdDigest(pub [u8; 32]);
+
+macro_rules! control {
+    ($($name:ident),*) => { $(impl Control for $name { const KIND: Kind = Kind::$name; })* };
+}
+
+control!(Hello, Start, Ready, Go, Report, Finish, IdDigest);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    fn vector<C: Control + PartialEq + std::fmt::Debug>(message: &C, expected: &str) {
+        let bytes = encode_control(message);
+        assert_eq!(hex(&bytes), expected, "{}", C::KIND.name());
+        assert_eq!(&decode_control::<C>(&bytes).unwrap(), message);
+    }
+
+    /// The bytes of every message. A change here is a change of the wire format: raise [`ALPN`].
+    #[test]
+    fn hex_vectors() {
+        let step = Step { phase: Phase::Train, epoch: 2, batch: 3 };
+        let tags: Vec<u8> = Kind::ALL.iter().map(|k| k.tag()).collect();
+        assert_eq!(tags, [1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19]);
+        let header = Header { kind: Kind::HiddenOutput, step, shape: [5, 8], body_bytes: 160 };
+        assert_eq!(hex(&header.encode()), "110100000200000003000000050000000800000 0a0000000".replace(' ', ""));
+        let hello = Hello {
+            version: "0.1.0".into(),
+            session: "{}".into(),
+            task: Task::Predict,
+            incarnation: 300,
+            rows: 5,
+            features: 3,
+        };
+        vector(&hello, "05302e312e30027b7d02ac020503");
+        vector(&Start { incarnation: 1, rows: 2, features: vec![3, 4] }, "0102020304");
+        vector(&Ready, "");
+        vector(&Go, "");
+        vector(&Report::Progress(Progress { rows: 128, loss: 0.5 }), "008001000000000000e03f");
+        let end = EpochEnd {
+            seconds: 1.0,
+            cpu_seconds: 0.0,
+            bytes_sent: vec![("go".into(), 7)],
+            wire_bytes_sent: 9,
+            train_loss: Some(0.5),
+            test: Some(Metrics { loss: 0.5, auc: None, accuracy: Some(1.0) }),
+        };
+        vector(
+            &Report::EpochEnd(end),
+            "01000000000000f03f00000000000000000102676f070901000000000000e03f01000000000000e03f0001000000000000f03f",
+        );
+        vector(&Report::Done(Done { cpu_seconds: 0.5, peak_rss_bytes: 1 }), "02000000000000e03f01");
+        vector(&Finish, "");
+        vector(&IdDigest([1; 32]), &"01".repeat(32));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+        #[test]
+        fn any_header_decodes_to_itself_or_an_error(bytes in any::<[u8; HEADER_BYTES]>()) {
+            if let Ok(header) = Header::decode(&bytes) {
+                prop_assert_eq!(header.encode(), bytes);
+            }
+        }
+
+        #[test]
+        fn any_control_bytes_decode_or_fail(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode_control::<Hello>(&bytes);
+            let _ = decode_control::<Start>(&bytes);
+            let _ = decode_control::<Report>(&bytes);
+            let _ = decode_control::<IdDigest>(&bytes);
+            if let Ok(ready) = decode_control::<Ready>(&bytes) {
+                prop_assert_eq!(encode_control(&ready), bytes);
+            }
+        }
+
+        #[test]
+        fn plausible_control_bytes_round_trip(
+            version in ".{0,20}", session in ".{0,200}", incarnation in any::<u64>(), rows in any::<u32>(),
+            features in proptest::collection::vec(any::<u32>(), 0..70),
+        ) {
+            let hello = Hello { version, session, task: Task::Train, incarnation, rows, features: 1 };
+            prop_assert_eq!(&decode_control::<Hello>(&encode_control(&hello)).unwrap(), &hello);
+            let start = Start { incarnation, rows, features };
+            let mut bytes = encode_control(&start);
+            prop_assert_eq!(&decode_control::<Start>(&bytes).unwrap(), &start);
+            bytes.push(0);
+            prop_assert_eq!(decode_control::<Start>(&bytes), Err(CodecError::Trailing("start")));
+        }
+    }
+}

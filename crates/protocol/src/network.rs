@@ -1,0 +1,168 @@
+//! One role's channels to all its peers.
+
+use crate::channel::{Channel, all};
+use crate::error::{Ending, ProtocolError};
+use crate::message::{Control, Kind};
+use crate::{Role, Step};
+use ndarray::{ArrayView2, ArrayViewMut2};
+use spnn_crypto::PairKey;
+use std::collections::BTreeMap;
+
+/// The channels of one role. Receives name the message that is due and give that or an error.
+pub struct Network {
+    me: Role,
+    channels: BTreeMap<Role, Channel>,
+}
+
+impl Network {
+    /// A network without channels.
+    #[must_use]
+    pub fn new(me: Role) -> Self {
+        Self { me, channels: BTreeMap::new() }
+    }
+
+    /// The role whose network this is.
+    #[must_use]
+    pub fn me(&self) -> Role {
+        self.me
+    }
+
+    /// Adds the channel to a peer.
+    pub fn add(&mut self, channel: Channel) {
+        self.channels.insert(channel.peer(), channel);
+    }
+
+    /// The channel to `peer`.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Unexpected`] if there is none: the session has no such link.
+    pub fn channel(&mut self, peer: Role) -> Result<&mut Channel, ProtocolError> {
+        self.channels.get_mut(&peer).ok_or_else(|| ProtocolError::Unexpected {
+            peer,
+            expected: "a channel".into(),
+            found: "none: this role does not talk to that one".into(),
+        })
+    }
+
+    /// All channels, in order of role.
+    pub fn channels(&mut self) -> impl Iterator<Item = &mut Channel> {
+        self.channels.values_mut()
+    }
+
+    /// Takes the channels apart.
+    #[must_use]
+    pub fn into_channels(self) -> Vec<Channel> {
+        self.channels.into_values().collect()
+    }
+
+    /// Sends a control message.
+    ///
+    /// # Errors
+    /// As [`Channel::send`].
+    pub async fn send<C: Control>(&mut self, to: Role, step: Step, message: &C) -> Result<(), ProtocolError> {
+        self.channel(to)?.send(step, message).await
+    }
+
+    /// Receives the control message that is due.
+    ///
+    /// # Errors
+    /// As [`Channel::recv`].
+    pub async fn recv<C: Control>(&mut self, from: Role, step: Step) -> Result<C, ProtocolError> {
+        self.channel(from)?.recv(step).await
+    }
+
+    /// Sends a matrix to one peer.
+    ///
+    /// # Errors
+    /// As [`Channel::send_tensor`].
+    pub async fn send_tensor(
+        &mut self,
+        to: Role,
+        kind: Kind,
+        step: Step,
+        tensor: ArrayView2<'_, f32>,
+    ) -> Result<(), ProtocolError> {
+        self.channel(to)?.send_tensor(kind, step, tensor).await
+    }
+
+    /// Sends a matrix to every party.
+    ///
+    /// # Errors
+    /// As [`Channel::send_tensor`].
+    pub async fn send_tensor_to_parties(
+        &mut self,
+        kind: Kind,
+        step: Step,
+        tensor: ArrayView2<'_, f32>,
+    ) -> Result<(), ProtocolError> {
+        all(self.parties().map(|(_, c)| c.send_tensor(kind, step, tensor))).await.map(drop)
+    }
+
+    /// Receives the matrix that is due, of exactly the shape of `out`.
+    ///
+    /// # Errors
+    /// As [`Channel::recv_tensor`].
+    pub async fn recv_tensor(
+        &mut self,
+        from: Role,
+        kind: Kind,
+        step: Step,
+        out: ArrayViewMut2<'_, f32>,
+    ) -> Result<(), ProtocolError> {
+        self.channel(from)?.recv_tensor(kind, step, out).await
+    }
+
+    /// Sends a first-layer payload.
+    ///
+    /// # Errors
+    /// As [`Channel::send_payload`].
+    pub async fn send_payload(&mut self, to: Role, step: Step, payload: &[u8]) -> Result<(), ProtocolError> {
+        self.channel(to)?.send_payload(step, payload).await
+    }
+
+    /// Receives one first-layer payload from every party, at once, each of exactly the length of its buffer.
+    ///
+    /// # Errors
+    /// As [`Channel::recv_payload`].
+    pub async fn recv_payloads<T: bytemuck::Pod>(
+        &mut self,
+        step: Step,
+        out: &mut [Vec<T>],
+    ) -> Result<(), ProtocolError> {
+        let channels = self.parties().zip(out);
+        all(channels.map(|((_, c), out)| c.recv_payload(step, bytemuck::cast_slice_mut(out)))).await.map(drop)
+    }
+
+    /// A secret of this party and another one, from their own authenticated channel.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if there is no channel.
+    pub fn pair_key(&mut self, peer: Role) -> Result<PairKey, ProtocolError> {
+        self.channel(peer)?.link().pair_key("EXPORTER-spnn-pairwise-masks")
+    }
+
+    /// Application bytes sent so far, by kind.
+    #[must_use]
+    pub fn sent(&self) -> BTreeMap<Kind, u64> {
+        let mut total = BTreeMap::new();
+        for (&kind, bytes) in self.channels.values().flat_map(Channel::sent) {
+            *total.entry(kind).or_default() += bytes;
+        }
+        total
+    }
+
+    /// Bytes of UDP payload sent so far.
+    #[must_use]
+    pub fn wire_bytes_sent(&self) -> u64 {
+        self.channels.values().map(|c| c.link().wire_bytes_sent()).sum()
+    }
+
+    /// Tells every peer why this role goes, and closes.
+    pub fn end(&self, ending: Ending) {
+        self.channels.values().for_each(|c| c.link().end(ending));
+    }
+
+    fn parties(&mut self) -> impl Iterator<Item = (Role, &mut Channel)> {
+        self.channels.iter_mut().filter(|(role, _)| matches!(role, Role::Party(_))).map(|(role, c)| (*role, c))
+    }
+}

@@ -1,0 +1,464 @@
+//! The session: what all roles must agree on.
+
+use crate::{PartyId, Role, Schedule};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use spnn_crypto::{FixedPoint, FixedPointError};
+use spnn_nn::{HeadSpec, LabelHead, LayerSpec, Model, OptimizerSpec, Sequential, SpecError};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// How the first layer is computed together. See [`crate::first_layer`] for who learns what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FirstLayerKind {
+    /// In the clear: the reference for tests and baselines. The server sees each party's product.
+    Plain,
+    /// Pairwise-masked additive shares: the server sees the sum only.
+    Sharing,
+}
+
+impl fmt::Display for FirstLayerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Plain => "plain",
+            Self::Sharing => "sharing",
+        })
+    }
+}
+
+/// The ring of `sharing` and how reals are laid into it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharingSpec {
+    /// 64 (default) or 32. The small ring halves the bytes sent and keeps 2^-17 instead of 2^-25 precision.
+    #[serde(default = "ring_bits_default")]
+    pub ring_bits: u32,
+    /// Bits after the point; by default 24 in the large ring, 16 in the small one.
+    #[serde(default)]
+    pub fraction_bits: Option<u32>,
+    /// Largest magnitude of an opened value; by default 2^20 in the large ring, 2^13 in the small one.
+    #[serde(default)]
+    pub h1_bound: Option<f64>,
+}
+
+fn ring_bits_default() -> u32 {
+    64
+}
+
+impl Default for SharingSpec {
+    fn default() -> Self {
+        Self { ring_bits: ring_bits_default(), fraction_bits: None, h1_bound: None }
+    }
+}
+
+impl SharingSpec {
+    /// The fixed-point format for `parties` addends.
+    ///
+    /// # Errors
+    /// [`FixedPointError`] if the format cannot work.
+    pub fn fixed_point(&self, parties: u16) -> Result<FixedPoint, FixedPointError> {
+        let wide = self.ring_bits == 64;
+        let fraction_bits = self.fraction_bits.unwrap_or(if wide { 24 } else { 16 });
+        let bound = self.h1_bound.unwrap_or(f64::from(if wide { 1 << 20 } else { 1 << 13 }));
+        FixedPoint::new(self.ring_bits, fraction_bits, u32::from(parties), bound)
+    }
+}
+
+/// The network: `private-feature` (first layer, at the parties) → `server` → `private-label` (head).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSpec {
+    /// Width of H1, which the parties compute together.
+    pub hidden_width: u32,
+    /// The server's layers, after it added a bias to H1.
+    pub server: Vec<LayerSpec>,
+    /// The label holder's layer and loss.
+    pub head: HeadSpec,
+}
+
+/// How the network is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainSpec {
+    /// Passes over the training rows.
+    pub epochs: u32,
+    /// Rows of a mini-batch.
+    pub batch_size: u32,
+    /// Used by every role for its own weights.
+    pub optimizer: OptimizerSpec,
+}
+
+/// How parties prepare their columns, each by statistics of its own training rows.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PreparationSpec {
+    /// Share of rows kept from training, `0 ≤ f < 1`.
+    pub test_fraction: f64,
+    /// Subtract the mean and divide by the standard deviation.
+    pub standardize: bool,
+    /// Then limit to `±clip`.
+    pub clip: Option<f64>,
+}
+
+/// Everything that all roles must agree on. Its digest is compared in every handshake and enters every mask.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SessionConfig {
+    /// A name for people.
+    pub name: String,
+    /// Number of parties.
+    pub parties: u16,
+    /// The party with the labels.
+    pub label_holder: PartyId,
+    /// First-layer protocol.
+    pub first_layer: FirstLayerKind,
+    /// Ring and fixed point of `sharing`.
+    pub sharing: SharingSpec,
+    /// Public seed of schedule and initial weights.
+    pub seed: u64,
+    /// Split, scaling.
+    pub preparation: PreparationSpec,
+    /// The graph.
+    pub model: ModelSpec,
+    /// Epochs, batches, optimiser.
+    pub train: TrainSpec,
+}
+
+/// A session file as written: the agreed part, and for simulations where each party's data are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SessionFile {
+    name: String,
+    first_layer: FirstLayerKind,
+    #[serde(default)]
+    sharing: SharingSpec,
+    seed: u64,
+    /// What the parties have.
+    pub data: DataSection,
+    model: ModelSpec,
+    train: TrainSpec,
+}
+
+/// The `[data]` section of a session file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSection {
+    /// Label column. Simulations only.
+    pub label: Option<String>,
+    /// Id column or columns. Simulations only.
+    pub id: Option<toml::Value>,
+    /// Take the position of a row as its id. Simulations only.
+    #[serde(default)]
+    pub row_numbers_as_ids: bool,
+    #[serde(default)]
+    test_fraction: f64,
+    #[serde(default)]
+    standardize: bool,
+    clip: Option<f64>,
+    /// The parties, in order.
+    pub parties: Vec<PartySection>,
+}
+
+/// One party in the `[data]` section.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartySection {
+    /// Its file, relative to the session file. Simulations only.
+    pub file: Option<PathBuf>,
+    /// Its feature columns; all that are neither id nor label if absent. Simulations only.
+    pub columns: Option<Vec<String>>,
+    /// Whether it has the labels. Exactly one party does.
+    #[serde(default)]
+    pub label_holder: bool,
+}
+
+/// What is wrong with a session.
+#[derive(Debug, Error)]
+pub enum SessionError {
+    /// The file cannot be read.
+    #[error("cannot read session file {}: {source}", file.display())]
+    Read {
+        /// Which file.
+        file: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not a session file.
+    #[error("{}: {message}", file.display())]
+    Parse {
+        /// Which file.
+        file: PathBuf,
+        /// Line, column and what is wrong.
+        message: String,
+    },
+    /// A value does not make sense.
+    #[error("session: {field} = {found}: {expected}")]
+    Value {
+        /// Path of the value in the file.
+        field: &'static str,
+        /// What must hold.
+        expected: String,
+        /// What was found.
+        found: String,
+    },
+    /// A layer, head or optimiser does not make sense.
+    #[error("session: {0}")]
+    Model(#[from] SpecError),
+    /// The fixed-point format does not work.
+    #[error("session: sharing: {0}")]
+    FixedPoint(#[from] FixedPointError),
+}
+
+impl SessionFile {
+    /// Reads and parses a session file.
+    ///
+    /// # Errors
+    /// [`SessionError`] naming the file, and line and column where it does not parse.
+    pub fn read(file: &Path) -> Result<Self, SessionError> {
+        let text =
+            std::fs::read_to_string(file).map_err(|source| SessionError::Read { file: file.to_owned(), source })?;
+        Self::parse(&text, file)
+    }
+
+    /// Parses the text of a session file; `file` is for error messages.
+    ///
+    /// # Errors
+    /// [`SessionError::Parse`] with line and column.
+    pub fn parse(text: &str, file: &Path) -> Result<Self, SessionError> {
+        toml::from_str(text)
+            .map_err(|e| SessionError::Parse { file: file.to_owned(), message: e.to_string().trim_end().to_owned() })
+    }
+
+    /// The part all must agree on, checked.
+    ///
+    /// # Errors
+    /// [`SessionError`] naming the field that does not make sense.
+    pub fn config(&self) -> Result<SessionConfig, SessionError> {
+        let holders: Vec<usize> =
+            self.data.parties.iter().enumerate().filter(|(_, p)| p.label_holder).map(|(i, _)| i).collect();
+        let [holder] = holders[..] else {
+            return Err(SessionError::Value {
+                field: "data.parties",
+                expected: "exactly one party must have label_holder = true".into(),
+                found: format!("{} label holders", holders.len()),
+            });
+        };
+        let count = |n: usize| {
+            u16::try_from(n).map_err(|_| SessionError::Value {
+                field: "data.parties",
+                expected: format!("at most {} parties", SessionConfig::PARTIES_MAX),
+                found: n.to_string(),
+            })
+        };
+        let config = SessionConfig {
+            name: self.name.clone(),
+            parties: count(self.data.parties.len())?,
+            label_holder: PartyId(count(holder)?),
+            first_layer: self.first_layer,
+            sharing: self.sharing,
+            seed: self.seed,
+            preparation: PreparationSpec {
+                test_fraction: self.data.test_fraction,
+                standardize: self.data.standardize,
+                clip: self.data.clip,
+            },
+            model: self.model.clone(),
+            train: self.train.clone(),
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The session's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Replaces what the command line overrides.
+    pub fn override_with(&mut self, overrides: &SessionOverrides) {
+        if let Some(kind) = overrides.first_layer {
+            self.first_layer = kind;
+        }
+        if let Some(bits) = overrides.ring_bits {
+            self.sharing.ring_bits = bits;
+        }
+        if let Some(epochs) = overrides.epochs {
+            self.train.epochs = epochs;
+        }
+        if let Some(seed) = overrides.seed {
+            self.seed = seed;
+        }
+    }
+}
+
+/// What a command line may change in a session file.
+#[derive(Clone, Debug, Default)]
+pub struct SessionOverrides {
+    /// First-layer protocol.
+    pub first_layer: Option<FirstLayerKind>,
+    /// Ring of `sharing`.
+    pub ring_bits: Option<u32>,
+    /// Number of epochs.
+    pub epochs: Option<u32>,
+    /// Public seed.
+    pub seed: Option<u64>,
+}
+
+impl SessionConfig {
+    /// More parties than this are refused: every pair keeps a channel and derives masks.
+    pub const PARTIES_MAX: u16 = 64;
+    /// Wider layers than this are refused, so that no shape a peer can make us compute overflows.
+    pub const WIDTH_MAX: u32 = 1 << 20;
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// [`SessionError`] naming the field.
+    pub fn validate(&self) -> Result<(), SessionError> {
+        let check = |ok: bool, field, expected: &str, found: &dyn fmt::Display| {
+            if ok {
+                return Ok(());
+            }
+            Err(SessionError::Value { field, expected: expected.to_owned(), found: found.to_string() })
+        };
+        let name_ok = !self.name.is_empty()
+            && self.name.len() <= 64
+            && self.name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        check(name_ok, "name", "1 to 64 letters, digits, '-', '_' or '.'", &self.name)?;
+        let fewest = if self.first_layer == FirstLayerKind::Plain { 1 } else { 2 };
+        check(
+            (fewest..=Self::PARTIES_MAX).contains(&self.parties),
+            "data.parties",
+            "2 to 64 parties (with one, its product is the sum and nothing is protected)",
+            &self.parties,
+        )?;
+        check(self.label_holder.0 < self.parties, "label_holder", "must be one of the parties", &self.label_holder)?;
+        let rings = [32, 64].contains(&self.sharing.ring_bits);
+        check(rings, "sharing.ring_bits", "must be 32 or 64", &self.sharing.ring_bits)?;
+        self.sharing.fixed_point(self.parties)?;
+        let p = &self.preparation;
+        check((0.0..1.0).contains(&p.test_fraction), "data.test_fraction", "must be 0 ≤ f < 1", &p.test_fraction)?;
+        if let Some(clip) = p.clip {
+            check(clip > 0.0 && clip.is_finite(), "data.clip", "must be positive", &clip)?;
+        }
+        let h = self.model.hidden_width;
+        check((1..=Self::WIDTH_MAX).contains(&h), "model.hidden_width", "must be 1 to 2^20", &h)?;
+        check(self.train.epochs <= 1_000_000, "train.epochs", "must be at most 1,000,000", &self.train.epochs)?;
+        let b = self.train.batch_size;
+        check((1..=1 << 24).contains(&b), "train.batch_size", "must be 1 to 2^24", &b)?;
+        self.train.optimizer.validate()?;
+        // Building the layers is the one place that knows what fits together.
+        let outputs = self.server_output_width()?;
+        LabelHead::new(outputs, &self.model.head, self.seed)?;
+        let widest = u64::from(h).max(outputs as u64);
+        let body = widest.saturating_mul(8).saturating_mul(u64::from(b));
+        check(body <= u64::from(u32::MAX), "train.batch_size", "batch × width × 8 bytes must fit a 4 GiB message", &b)
+    }
+
+    /// The canonical text of the session, the same for equal sessions.
+    #[must_use]
+    pub fn canonical(&self) -> String {
+        #[expect(clippy::expect_used, reason = "plain structs of numbers, strings and lists always serialise")]
+        serde_json::to_string(self).expect("a session serialises")
+    }
+
+    /// SHA-256 of the canonical text.
+    #[must_use]
+    pub fn digest(&self) -> [u8; 32] {
+        Sha256::digest(self.canonical()).into()
+    }
+
+    /// The first field in which another session's canonical text differs, for the error message.
+    #[must_use]
+    pub fn difference(&self, theirs: &str) -> Option<Difference> {
+        let ours = serde_json::to_value(self).unwrap_or_default();
+        let theirs = serde_json::from_str(theirs).unwrap_or_default();
+        first_difference("", &ours, &theirs)
+    }
+
+    /// All parties, in order.
+    pub fn party_roles(&self) -> impl Iterator<Item = Role> + use<> {
+        (0..self.parties).map(Role::party)
+    }
+
+    /// All roles.
+    pub fn roles(&self) -> impl Iterator<Item = Role> + use<> {
+        [Role::Coordinator, Role::Server].into_iter().chain(self.party_roles())
+    }
+
+    /// The label holder's role.
+    #[must_use]
+    pub fn label_role(&self) -> Role {
+        Role::Party(self.label_holder)
+    }
+
+    /// Width `k` of the server's output, which the label holder receives.
+    ///
+    /// # Errors
+    /// [`SessionError::Model`] if the layers do not fit together.
+    pub fn server_output_width(&self) -> Result<usize, SessionError> {
+        Ok(Sequential::new(self.model.hidden_width as usize, &self.model.server, self.seed)?.output_width())
+    }
+
+    /// The schedule over `rows` aligned rows.
+    #[must_use]
+    pub fn schedule(&self, rows: u32) -> Schedule {
+        Schedule::new(self.seed, rows, self.preparation.test_fraction, self.train.batch_size)
+    }
+}
+
+/// One value in which two sessions differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Path of the value, for example `train.optimizer.learning_rate`.
+    pub field: String,
+    /// Our value.
+    pub ours: String,
+    /// The peer's value.
+    pub theirs: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is {} here and {} there", self.field, self.ours, self.theirs)
+    }
+}
+
+fn first_difference(path: &str, ours: &serde_json::Value, theirs: &serde_json::Value) -> Option<Difference> {
+    use serde_json::Value::{Array, Object};
+    let below = |key: &dyn fmt::Display| if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
+    match (ours, theirs) {
+        (Object(a), Object(b)) => a
+            .keys()
+            .chain(b.keys().filter(|k| !a.contains_key(*k)))
+            .find_map(|k| first_difference(&below(k), a.get(k).or_null(), b.get(k).or_null())),
+        (Array(a), Array(b)) if a.len() == b.len() => {
+            a.iter().zip(b).enumerate().find_map(|(i, (a, b))| first_difference(&below(&i), a, b))
+        }
+        (a, b) if a == b => None,
+        (a, b) => Some(Difference { field: path.to_owned(), ours: short(a), theirs: short(b) }),
+    }
+}
+
+/// `null` where a key is absent.
+trait OrNull<'a> {
+    fn or_null(self) -> &'a serde_json::Value;
+}
+
+impl<'a> OrNull<'a> for Option<&'a serde_json::Value> {
+    fn or_null(self) -> &'a serde_json::Value {
+        self.unwrap_or(&serde_json::Value::Null)
+    }
+}
+
+/// A peer's value may be long or hostile: it is cut before it is shown.
+fn short(value: &serde_json::Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}

@@ -1,0 +1,62 @@
+//! Where a session is: phase, epoch, mini-batch.
+
+use std::fmt;
+
+/// What the rows of a step are used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Phase {
+    /// Before the first step: joining.
+    Setup,
+    /// Weights are updated.
+    Train,
+    /// Loss and metrics on test rows; nothing is updated.
+    Evaluate,
+    /// Scores of new rows for the label holder.
+    Predict,
+}
+
+impl Phase {
+    /// Byte on the wire and in mask derivation.
+    #[must_use]
+    pub fn tag(self) -> u8 {
+        match self {
+            Self::Setup => 0,
+            Self::Train => 1,
+            Self::Evaluate => 2,
+            Self::Predict => 3,
+        }
+    }
+
+    /// The phase of a byte.
+    #[must_use]
+    pub fn from_tag(tag: u8) -> Option<Self> {
+        [Self::Setup, Self::Train, Self::Evaluate, Self::Predict].into_iter().find(|p| p.tag() == tag)
+    }
+}
+
+/// One mini-batch of a session. Every message of the batch carries it and is checked against what is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Step {
+    /// What the rows are used for.
+    pub phase: Phase,
+    /// Epoch, from 1; in `Evaluate` the epoch after which it happens.
+    pub epoch: u32,
+    /// Mini-batch within the epoch, from 0.
+    pub batch: u32,
+}
+
+impl Step {
+    /// The step of all messages before the first batch and after the last.
+    pub const SETUP: Self = Self { phase: Phase::Setup, epoch: 0, batch: 0 };
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.phase {
+            Phase::Setup => f.write_str("set-up"),
+            Phase::Train => write!(f, "epoch {} batch {}", self.epoch, self.batch),
+            Phase::Evaluate => write!(f, "evaluation after epoch {} batch {}", self.epoch, self.batch),
+            Phase::Predict => write!(f, "prediction batch {}", self.batch),
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Training at the server, beside `party/src/train.rs`.
+//!
+//! | | step of the mini-batch | to |
+//! | --- | --- | --- |
+//! | 4 | `h1 = first_layer.open()`, `z = model.forward(h1)` | label holder |
+//! | 6 | `grad_h1 = model.backward(grad_z)`, then `model` follows its own gradients | parties |
+
+use crate::Running;
+use ndarray::{Array2, s};
+use spnn_nn::{Mode, ModelError};
+use spnn_protocol::message::{EpochEnd, Kind, Report};
+use spnn_protocol::{Batch, Meter, Phase, ProtocolError, Role, Step};
+
+impl Running<'_> {
+    /// Trains for all epochs of the session; after each, the test rows are evaluated.
+    pub(crate) async fn train(&mut self) -> Result<(), ProtocolError> {
+        let mut grad_z = Array2::zeros((0, self.model.output_width()));
+        for epoch in 1..=self.session.train.epochs {
+            let meter = Meter::start(&self.network);
+            for batch in self.schedule.batches(Phase::Train, epoch) {
+                self.train_batch(batch, &mut grad_z).await?;
+            }
+            let end = meter.stop(&self.network);
+            self.pass(Phase::Evaluate, epoch).await?;
+            self.report(end).await?;
+        }
+        Ok(())
+    }
+
+    async fn train_batch(&mut self, batch: Batch, grad_z: &mut Array2<f32>) -> Result<(), ProtocolError> {
+        let Batch { step, rows, .. } = batch;
+        let model = |source: ModelError| ProtocolError::Model { step, source };
+        let label_holder = self.session.label_role();
+        let network = &mut self.network;
+
+        let h1 = self.first_layer.open(network, step, rows).await?;
+        let z = self.model.forward(h1, Mode::Train).map_err(model)?;
+        network.send_tensor(label_holder, Kind::HiddenOutput, step, z).await?;
+
+        if grad_z.nrows() < rows {
+            *grad_z = Array2::zeros((rows, grad_z.ncols()));
+        }
+        let mut grad_z = grad_z.slice_mut(s![..rows, ..]);
+        network.recv_tensor(label_holder, Kind::HiddenGradient, step, grad_z.view_mut()).await?;
+        let grad_h1 = self.model.backward(grad_z.view()).map_err(model)?;
+        network.send_tensor_to_parties(Kind::FirstLayerGradient, step, grad_h1).await?;
+        // The parties work on their weights meanwhile.
+        self.optimizer.step(&mut self.model.parameters());
+        Ok(())
+    }
+
+    /// Scores all rows of a session that trains nothing.
+    pub(crate) async fn serve(&mut self) -> Result<(), ProtocolError> {
+        let meter = Meter::start(&self.network);
+        self.pass(Phase::Predict, 0).await?;
+        self.report(meter.stop(&self.network)).await
+    }
+
+    /// Steps 1 to 4 for every batch of a pass.
+    async fn pass(&mut self, phase: Phase, epoch: u32) -> Result<(), ProtocolError> {
+        for Batch { step, rows, .. } in self.schedule.batches(phase, epoch) {
+            let h1 = self.first_layer.open(&mut self.network, step, rows).await?;
+            let z = self.model.forward(h1, Mode::Evaluate).map_err(|source| ProtocolError::Model { step, source })?;
+            self.network.send_tensor(self.session.label_role(), Kind::HiddenOutput, step, z).await?;
+        }
+        Ok(())
+    }
+
+    async fn report(&mut self, end: EpochEnd) -> Result<(), ProtocolError> {
+        self.network.send(Role::Coordinator, Step::SETUP, &Report::EpochEnd(end)).await
+    }
+}

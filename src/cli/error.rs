@@ -1,0 +1,68 @@
+//! What a command ends with.
+
+use spnn::party::PartyError;
+use spnn::party::data::DataError;
+use spnn::pki::PkiError;
+use spnn::pooled::PooledError;
+use spnn::protocol::{Cause, ProtocolError, Role, SessionError};
+use spnn::sources::SourcesError;
+use std::path::PathBuf;
+use thiserror::Error;
+
+#[derive(Debug, Error)]
+pub(crate) enum CliError {
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error(transparent)]
+    Sources(#[from] SourcesError),
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    #[error(transparent)]
+    Pooled(#[from] PooledError),
+    #[error("{source}")]
+    Protocol { me: Role, source: ProtocolError },
+    #[error("{source}")]
+    Party { me: Role, source: PartyError },
+    #[error("{}: {reason}", file.display())]
+    Config { file: PathBuf, reason: String },
+    #[error("{}: {source}", file.display())]
+    File { file: PathBuf, source: std::io::Error },
+    #[error("{0}")]
+    Usage(String),
+    /// Roles of a simulation failed; what they said has been printed.
+    #[error("{message}")]
+    Roles { code: u8, message: String },
+}
+
+impl CliError {
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Session(_) | Self::Config { .. } | Self::Usage(_) => Cause::Configuration.code(),
+            Self::Pki(PkiError::File { .. }) | Self::File { .. } => Cause::Storage.code(),
+            Self::Pki(_) => Cause::Configuration.code(),
+            Self::Sources(SourcesError::Session(_)) => Cause::Configuration.code(),
+            Self::Sources(SourcesError::Data(e)) => data_code(e),
+            Self::Pooled(PooledError::Party(e)) => e.exit_code(Role::party(0)),
+            Self::Pooled(_) => Cause::Data.code(),
+            Self::Protocol { me, source } => source.exit_code(*me),
+            Self::Party { me, source } => source.exit_code(*me),
+            Self::Roles { code, .. } => *code,
+        }
+    }
+
+    pub(crate) fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Protocol { source, .. } => source.hint(),
+            Self::Party { source, .. } => source.hint(),
+            Self::Config { .. } => Some("a commented example is in the README under 'Four terminals'"),
+            _ => None,
+        }
+    }
+}
+
+fn data_code(error: &DataError) -> u8 {
+    match error {
+        DataError::Write { .. } => Cause::Storage.code(),
+        _ => Cause::Data.code(),
+    }
+}

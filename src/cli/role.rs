@@ -1,0 +1,111 @@
+//! One role as one process.
+
+use super::config::Loaded;
+use super::progress::Console;
+use super::{CliError, RunRole};
+use spnn::party::{Party, PartyOptions};
+use spnn::protocol::transport::QuicTransport;
+use spnn::protocol::{Cause, Ending, ProtocolError, Role, write_durable};
+use spnn::server::Server;
+use spnn::{coordinator, report};
+use std::time::Duration;
+
+/// The coordinator.
+pub(crate) fn coordinator(args: &RunRole) -> Result<(), CliError> {
+    let loaded = Loaded::read(args, "coordinator", |r| r == Role::Coordinator)?;
+    on_network(&loaded, async |transport| {
+        let mut console = Console::new(&loaded.session, loaded.join.task);
+        let record = coordinator::run(transport, &loaded.session, &loaded.join, &mut console).await?;
+        console.finish();
+        report::write(&record, loaded.config.report.as_ref().unwrap_or(&loaded.config.directory))
+    })
+}
+
+/// The server.
+pub(crate) fn server(args: &RunRole) -> Result<(), CliError> {
+    let loaded = Loaded::read(args, "server", |r| r == Role::Server)?;
+    let server = Server::of_session(&loaded.session, &loaded.join)?;
+    on_network(&loaded, async |transport| server.run(transport).await)
+}
+
+/// A party.
+pub(crate) fn party(args: &RunRole) -> Result<(), CliError> {
+    let loaded = Loaded::read(args, "party-N", |r| matches!(r, Role::Party(_)))?;
+    let mut data = loaded.need(loaded.config.data.clone(), "data")?;
+    if let Some(file) = &args.data {
+        data.file.clone_from(file);
+    }
+    let options = PartyOptions { join: loaded.join.clone(), data, scores: args.scores.clone() };
+    on_network(&loaded, async |transport| Party::run(transport, &loaded.session, &options).await.map(drop))
+}
+
+/// How an error of a role is told to its peers and to people.
+trait RoleError {
+    fn told(&self, me: Role) -> Ending;
+    fn shown(self, me: Role) -> CliError;
+}
+
+impl RoleError for ProtocolError {
+    fn told(&self, me: Role) -> Ending {
+        self.ending(me)
+    }
+
+    fn shown(self, me: Role) -> CliError {
+        CliError::Protocol { me, source: self }
+    }
+}
+
+impl RoleError for spnn::party::PartyError {
+    fn told(&self, me: Role) -> Ending {
+        self.ending(me)
+    }
+
+    fn shown(self, me: Role) -> CliError {
+        CliError::Party { me, source: self }
+    }
+}
+
+/// Opens the role's network, runs the role, and tells the peers how it ended.
+fn on_network<E: RoleError>(
+    loaded: &Loaded,
+    role: impl AsyncFnOnce(&mut QuicTransport) -> Result<(), E>,
+) -> Result<(), CliError> {
+    let me = loaded.identity.role();
+    refuse_core_dumps();
+    let options = loaded.quic()?;
+    // The role computes on this thread; the network has one of its own, so that long batches do not starve it.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(|source| CliError::File { file: "tokio".into(), source })?;
+    runtime.block_on(async {
+        let shown = |source| CliError::Protocol { me, source };
+        let listens = options.listen.is_some();
+        let mut transport = QuicTransport::new(loaded.identity.clone(), options).map_err(shown)?;
+        if listens {
+            // Where to find this role, for scripts that let the system choose a port.
+            let address = transport.local_address().map_err(shown)?;
+            write_durable(&loaded.config.directory.join("address"), address.to_string().as_bytes()).map_err(shown)?;
+        }
+        let result = role(&mut transport).await;
+        let ending = match &result {
+            Ok(()) => Ending { cause: Cause::Done, culprit: me },
+            Err(e) => e.told(me),
+        };
+        transport.end(ending);
+        transport.wait_closed(Duration::from_secs(2)).await;
+        result.map_err(|e| e.shown(me))
+    })
+}
+
+/// A core file would hold keys, masks and data.
+fn refuse_core_dumps() {
+    #[cfg(unix)]
+    {
+        use nix::sys::resource::{Resource, setrlimit};
+        if let Err(e) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
+            tracing::warn!("core dumps could not be turned off: {e}");
+        }
+    }
+}

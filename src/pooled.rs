@@ -1,0 +1,190 @@
+//! The same network in one process, on the columns of all parties or of one: what a split session is compared with.
+//!
+//! Nothing here is shared with the roles but the layers: no messages, no first-layer protocol, one matrix of weights.
+
+use ndarray::{Array2, Axis, concatenate, s};
+use serde::Serialize;
+use spnn_crypto::SecretRng;
+use spnn_nn::{
+    LabelHead, Loss, Mode, Model, ModelError, Optimizer, Sequential, SpecError, accuracy, auc, first_layer_weights,
+    matmul,
+};
+use spnn_party::data::DataSource;
+use spnn_party::{PartyError, Prepared};
+use spnn_protocol::message::Metrics;
+use spnn_protocol::{Phase, SessionConfig, usage};
+use std::time::Instant;
+use thiserror::Error;
+
+/// What can go wrong.
+#[derive(Debug, Error)]
+pub enum PooledError {
+    /// A party's data.
+    #[error(transparent)]
+    Party(#[from] PartyError),
+    /// The layers do not fit.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The layers fail.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// No randomness for SGLD.
+    #[error(transparent)]
+    Randomness(#[from] spnn_crypto::SystemRandomnessError),
+    /// The files do not belong together.
+    #[error("{0}")]
+    Unfit(String),
+}
+
+/// One epoch.
+#[derive(Clone, Debug, Serialize)]
+pub struct PooledEpoch {
+    /// From 1.
+    pub epoch: u32,
+    /// Wall time without evaluation.
+    pub seconds: f64,
+    /// Processor time without evaluation.
+    pub cpu_seconds: f64,
+    /// Mean training loss.
+    pub train_loss: f64,
+}
+
+/// A trained network and its record.
+#[derive(Serialize)]
+pub struct Pooled {
+    /// Features used.
+    pub features: usize,
+    /// Every epoch.
+    pub epochs: Vec<PooledEpoch>,
+    /// Metrics on the test rows at the end.
+    pub test: Option<Metrics>,
+    /// First-layer weights, `[d, h]`.
+    #[serde(skip)]
+    pub first_layer: Array2<f32>,
+    /// The server's parameters, flattened in order.
+    #[serde(skip)]
+    pub server: Vec<f32>,
+    /// The head's parameters, flattened in order.
+    #[serde(skip)]
+    pub head: Vec<f32>,
+}
+
+/// Trains the session's network on the columns of the given parties, by the session's own schedule and initial weights.
+///
+/// # Errors
+/// [`PooledError`] naming the file that cannot be read or does not fit the others.
+pub fn train(session: &SessionConfig, sources: &[DataSource], only: Option<u16>) -> Result<Pooled, PooledError> {
+    let (x, labels) = pool(session, sources, only)?;
+    let rows = u32::try_from(x.nrows()).map_err(|_| PooledError::Unfit("too many rows".into()))?;
+    let schedule = session.schedule(rows);
+    let (d, h) = (x.ncols(), session.model.hidden_width as usize);
+    let mut first_layer = first_layer_weights(session.seed, d, h, 0..d);
+    let mut server = Sequential::new(h, &session.model.server, session.seed)?;
+    let mut head = LabelHead::new(server.output_width(), &session.model.head, session.seed)?;
+    head.check_labels(&labels)?;
+    let mut rng = SecretRng::from_system()?;
+    let mut optimizers = [(); 3].map(|()| Optimizer::new(&session.train.optimizer, rng.bytes32()));
+    let mut gradient = Array2::zeros((d, h));
+    let batch = session.train.batch_size as usize;
+    let (mut xb, mut h1) = (Array2::zeros((batch, d)), Array2::zeros((batch, h)));
+    let mut yb = Vec::new();
+    let gather = |rows: &[u32], xb: &mut Array2<f32>, yb: &mut Vec<f32>| {
+        yb.clear();
+        for (mut to, &row) in xb.outer_iter_mut().zip(rows) {
+            to.assign(&x.row(row as usize));
+            yb.push(labels[row as usize]);
+        }
+    };
+    let mut epochs = Vec::new();
+    for epoch in 1..=session.train.epochs {
+        let (started, cpu) = (Instant::now(), usage::cpu_seconds());
+        let order = schedule.order(Phase::Train, epoch);
+        let mut loss_sum = 0.0;
+        for b in schedule.batches(Phase::Train, epoch) {
+            let n = b.rows;
+            gather(&order[b.start..b.start + n], &mut xb, &mut yb);
+            matmul(xb.slice(s![..n, ..]), first_layer.view(), h1.slice_mut(s![..n, ..]), false);
+            let z = server.forward(h1.slice(s![..n, ..]), Mode::Train)?;
+            let (loss, grad_z) = head.step(z, &yb)?;
+            #[expect(clippy::cast_precision_loss, reason = "a batch has at most 2^24 rows")]
+            {
+                loss_sum += f64::from(loss) * n as f64;
+            }
+            let grad_h1 = server.backward(grad_z)?;
+            matmul(xb.slice(s![..n, ..]).t(), grad_h1, gradient.view_mut(), false);
+            if let (Some(w), Some(g)) = (first_layer.as_slice_mut(), gradient.as_slice()) {
+                optimizers[0].step_one(w, g);
+            }
+            optimizers[1].step(&mut server.parameters());
+            optimizers[2].step(&mut head.parameters());
+        }
+        epochs.push(PooledEpoch {
+            epoch,
+            seconds: started.elapsed().as_secs_f64(),
+            cpu_seconds: usage::cpu_seconds() - cpu,
+            train_loss: loss_sum / f64::from(schedule.train_rows().max(1)),
+        });
+    }
+    let order = schedule.order(Phase::Evaluate, session.train.epochs);
+    let mut scores = Array2::zeros((order.len(), head.output_width()));
+    let mut loss = 0.0;
+    for b in schedule.batches(Phase::Evaluate, session.train.epochs) {
+        let n = b.rows;
+        gather(&order[b.start..b.start + n], &mut xb, &mut yb);
+        matmul(xb.slice(s![..n, ..]), first_layer.view(), h1.slice_mut(s![..n, ..]), false);
+        let z = server.forward(h1.slice(s![..n, ..]), Mode::Evaluate)?;
+        loss += head.loss(z, &yb)?;
+        scores.slice_mut(s![b.start..b.start + n, ..]).assign(&head.scores(z)?);
+    }
+    let truth: Vec<f32> = order.iter().map(|&r| labels[r as usize]).collect();
+    let binary = head.loss_kind() == Loss::BinaryCrossEntropy;
+    let test = (!order.is_empty()).then(|| Metrics {
+        loss: loss / f64::from(schedule.test_rows()),
+        auc: if binary { scores.as_slice().and_then(|s| auc(s, &truth)) } else { None },
+        accuracy: accuracy(scores.view(), &truth, head.loss_kind()),
+    });
+    let flat = |parameters: Vec<spnn_nn::Parameter<'_>>| parameters.iter().flat_map(|p| p.value.to_vec()).collect();
+    Ok(Pooled {
+        features: d,
+        epochs,
+        test,
+        first_layer,
+        server: flat(server.parameters()),
+        head: flat(head.parameters()),
+    })
+}
+
+/// The scaled columns of the given parties side by side, and the label holder's labels.
+fn pool(
+    session: &SessionConfig,
+    sources: &[DataSource],
+    only: Option<u16>,
+) -> Result<(Array2<f32>, Vec<f32>), PooledError> {
+    let mut blocks = Vec::new();
+    let mut labels = None;
+    let mut ids = None;
+    for (i, source) in sources.iter().enumerate() {
+        let is_holder = i == usize::from(session.label_holder.0);
+        let mut data = Prepared::read_as(source, is_holder, true)?;
+        let shape = data.shape()?;
+        if *ids.get_or_insert(shape.ids) != shape.ids {
+            return Err(PooledError::Unfit(format!(
+                "the ids of {} are not those of the first file in the same order",
+                source.file.display()
+            )));
+        }
+        if is_holder {
+            labels = data.labels().map(<[f32]>::to_vec);
+        }
+        if only.is_none_or(|o| usize::from(o) == i) {
+            let schedule = session.schedule(shape.rows);
+            let standardizer = data.fit(&session.preparation, &schedule.order(Phase::Train, 1))?;
+            data.scale(standardizer.as_ref(), &session.preparation)?;
+            blocks.push(data.features().to_owned());
+        }
+    }
+    let labels = labels.ok_or_else(|| PooledError::Unfit("the label holder's file has no labels".into()))?;
+    let views: Vec<_> = blocks.iter().map(|b| b.view()).collect();
+    let x = concatenate(Axis(1), &views).map_err(|e| PooledError::Unfit(e.to_string()))?;
+    Ok((x, labels))
+}
