@@ -3,7 +3,6 @@
 //! `report.json` is the record as it is. `report.html` is one file that loads nothing and runs nothing: style and plots
 //! are inside it, and a policy in its head forbids the rest, because names in a record come from other organisations.
 
-use plotters::prelude::*;
 use spnn_coordinator::{EpochRecord, SessionRecord};
 use spnn_protocol::message::{HEADER_BYTES, Kind};
 use spnn_protocol::{FirstLayerKind, ProtocolError, Role, Task, write_durable};
@@ -131,11 +130,8 @@ fn tiles(record: &SessionRecord) -> String {
     tile("Wall time", seconds(record.wall_seconds), "from start to end");
     if let Some(epoch_seconds) = mean(record.epochs.iter().map(|e| e.seconds)) {
         if epoch_seconds > 0.0 {
-            tile(
-                "Speed",
-                format!("{} rows/s", count_real(real(rows(record)) / epoch_seconds)),
-                &each_pass(record, "mean of"),
-            );
+            let speed = count_real(real(rows(record)) / epoch_seconds);
+            tile("Rows per second", speed, &each_pass(record, "mean of"));
         }
         let sent = mean(record.epochs.iter().map(|e| real(sent(e)))).unwrap_or_default();
         let row_parties = real(rows(record)) * f64::from(record.parties);
@@ -152,107 +148,154 @@ fn curves(record: &SessionRecord) -> String {
     if record.task != Task::Train {
         return String::new();
     }
-    let curve = |name: &'static str, value: fn(&EpochRecord) -> Option<f64>| Curve {
+    let curve = |color, name, value: fn(&EpochRecord) -> Option<f64>| Curve {
+        color,
         name,
-        points: record.epochs.iter().filter_map(|e| Some((e.epoch, value(e).filter(|v| v.is_finite())?))).collect(),
+        points: record
+            .epochs
+            .iter()
+            .filter_map(|e| Some((e.epoch, value(e).filter(|v| v.abs() <= VALUE_MAX)?)))
+            .collect(),
     };
-    let losses = [curve("train", |e| e.train_loss), curve("test", |e| Some(e.test?.loss))];
-    let auc = [curve("test", |e| e.test?.auc)];
-    let accuracy = [curve("test", |e| e.test?.accuracy)];
+    let losses = [curve(0, "train", |e| e.train_loss), curve(1, "test", |e| Some(e.test?.loss))];
+    let auc = [curve(1, "test", |e| e.test?.auc)];
+    let accuracy = [curve(1, "test", |e| e.test?.accuracy)];
     let figures = [
-        curve_figure("Loss", "mean loss per row", &losses),
+        curve_figure("Loss", "mean per row", &losses),
         curve_figure("Test AUC", "area under the ROC curve", &auc),
         curve_figure("Test accuracy", "share of rows", &accuracy),
     ]
     .concat();
-    if figures.is_empty() { figures } else { format!("<h2>Learning</h2>\n<div class=\"figures\">\n{figures}</div>\n") }
+    section("Learning", &figures)
 }
+
+/// Losses are computed in `f32`, so nothing true is larger; NaN is not smaller either.
+const VALUE_MAX: f64 = f32::MAX as f64;
 
 /// One line of a plot.
 struct Curve {
+    color: usize,
     name: &'static str,
     points: Vec<(u32, f64)>,
 }
 
 /// A plot of the curves that have points, or nothing if none has.
 fn curve_figure(title: &str, unit: &str, curves: &[Curve]) -> String {
-    let Some(svg) = plot(unit, curves) else { return String::new() };
-    let shown = curves.iter().enumerate().filter(|(_, c)| !c.points.is_empty());
-    let legend = legend(shown.map(|(color, c)| (color, c.name)));
-    format!("<figure class=\"plot\"><h3>{title}</h3>{legend}{svg}</figure>\n")
+    let Some(plot) = plot(title, curves) else { return String::new() };
+    let legend = if curves.len() > 1 {
+        legend(curves.iter().filter(|c| !c.points.is_empty()).map(|c| (c.color, c.name)))
+    } else {
+        String::new()
+    };
+    format!("<figure class=\"plot\"><h3>{title} <small>{unit}</small></h3>{legend}{plot}</figure>\n")
 }
 
-/// Size of a plot in its own units. On a phone a unit is a little less than a pixel, so `FONT` stays readable there.
-const PLOT_SIZE: (u32, u32) = (440, 270);
-const FONT: (&str, i32) = ("sans-serif", 14);
+/// A plot in its own units: on a phone, and in three columns, one is a little less than a pixel.
+///
+/// Written out, not drawn with `plotters` as first tried: that shrinks its letters and rounds to whole units, which makes
+/// stairs of a long curve; its colours and points can carry neither a class for the dark page nor a title; and its search
+/// for ticks panics on some axes, which a report after hours of training must not.
+fn plot(title: &str, curves: &[Curve]) -> Option<String> {
+    const SIZE: [f64; 2] = [360.0, 210.0];
+    const LEFT: f64 = 48.0;
+    const RIGHT: f64 = 346.0;
+    const TOP: f64 = 10.0;
+    const BOTTOM: f64 = 166.0;
+    let points = || curves.iter().flat_map(|c| &c.points);
+    let epochs = Axis::of_epochs(points().map(|p| f64::from(p.0)))?;
+    let values = Axis::of_values(points().map(|p| p.1))?;
+    let x = |epoch: f64| LEFT + epochs.position(epoch) * (RIGHT - LEFT);
+    let y = |value: f64| BOTTOM + values.position(value) * (TOP - BOTTOM);
 
-/// The colours of the light page. The style sheet finds lines and points by them and gives them those of the dark one.
-const LINE: RGBColor = RGBColor(0xD5, 0xDA, 0xE0);
-const CURVES: [RGBColor; 2] = [RGBColor(0x21, 0x66, 0xAC), RGBColor(0xC2, 0x57, 0x0C)];
-
-fn plot(unit: &str, curves: &[Curve]) -> Option<String> {
-    let mut svg = String::new();
-    draw(&mut svg, unit, curves).ok()??;
-    Some(svg)
-}
-
-type Drawn<T> = Result<T, DrawingAreaErrorKind<std::io::Error>>;
-
-fn draw(svg: &mut String, unit: &str, curves: &[Curve]) -> Drawn<Option<()>> {
-    let epochs = || curves.iter().flat_map(|c| c.points.iter().map(|p| p.0));
-    let (Some(first), Some(last)) = (epochs().min(), epochs().max()) else { return Ok(None) };
-    // One epoch stands in the middle of an axis that has a width.
-    let x = if first == last { first.saturating_sub(1)..last.saturating_add(1) } else { first..last };
-    let (low, high) = padded(curves.iter().flat_map(|c| c.points.iter().map(|p| p.1)));
-    let decimals = decimals(high - low);
-
-    let area = SVGBackend::with_string(svg, PLOT_SIZE).into_drawing_area();
-    let mut chart = ChartBuilder::on(&area)
-        .margin_top(8)
-        .margin_right(14)
-        .x_label_area_size(46)
-        .y_label_area_size(68)
-        .build_cartesian_2d(x, low..high)?;
-    chart
-        .configure_mesh()
-        .disable_x_mesh()
-        .x_labels(8)
-        .y_labels(6)
-        .x_label_formatter(&|&x| if (first..=last).contains(&x) { count(x.into()) } else { String::new() })
-        .y_label_formatter(&|y| {
-            if decimals.is_some_and(|_| y.abs() < 1e5) {
-                format!("{y:.*}", decimals.unwrap_or(0))
-            } else {
-                format!("{y:.2e}")
-            }
-        })
-        .x_desc("epoch")
-        .y_desc(unit)
-        .axis_style(LINE)
-        .bold_line_style(LINE)
-        .label_style(FONT)
-        .draw()?;
-    for (curve, color) in curves.iter().zip(CURVES) {
-        let points: Vec<_> = evenly(&curve.points, CURVE_POINTS_MAX).copied().collect();
-        if points.len() <= POINTS_MAX {
-            chart.draw_series(points.iter().map(|&p| Circle::new(p, 3, color.filled())))?;
-        }
-        chart.draw_series(LineSeries::new(points, color.stroke_width(2)))?;
+    let mut svg =
+        format!("<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{title} by epoch\">\n", SIZE[0], SIZE[1]);
+    for tick in values.ticks() {
+        let (y, label) = (y(tick), values.label(tick));
+        svg += &format!(
+            "<path d=\"M{LEFT} {y:.1}H{RIGHT}\"/><text class=\"end\" x=\"{}\" y=\"{:.1}\">{label}</text>\n",
+            LEFT - 7.0,
+            y + 4.5
+        );
     }
-    area.present()?;
-    Ok(Some(()))
+    svg += &format!("<path class=\"axis\" d=\"M{LEFT} {BOTTOM}H{RIGHT}\"/>\n");
+    for tick in epochs.ticks() {
+        let (x, label) = (x(tick), epochs.label(tick));
+        svg += &format!(
+            "<path class=\"axis\" d=\"M{x:.1} {BOTTOM}v4\"/><text class=\"middle\" x=\"{x:.1}\" y=\"{}\">{label}</text>\n",
+            BOTTOM + 18.0
+        );
+    }
+    svg += &format!("<text class=\"middle\" x=\"{}\" y=\"{}\">epoch</text>\n", LEFT.midpoint(RIGHT), SIZE[1] - 6.0);
+    for Curve { color, name, points } in curves {
+        let shown: Vec<_> = evenly(points, CURVE_POINTS_MAX).map(|&(e, v)| (e, v, x(e.into()), y(v))).collect();
+        let line: Vec<_> = shown.iter().map(|(_, _, x, y)| format!("{x:.1},{y:.1}")).collect();
+        let class = class(*color);
+        svg += &format!("<polyline class=\"{class}\" points=\"{}\"/>\n", line.join(" "));
+        for (epoch, value, x, y) in shown.iter().filter(|_| shown.len() <= POINTS_MAX) {
+            let title = format!("{name}, epoch {epoch}: {}", loss(*value));
+            svg += &format!(
+                "<circle class=\"{class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.6\"><title>{title}</title></circle>\n"
+            );
+        }
+    }
+    Some(svg + "</svg>")
 }
 
-/// Ends of an axis that holds the values with some air.
-fn padded(values: impl Iterator<Item = f64>) -> (f64, f64) {
-    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
-    let air = if high > low { (high - low) * 0.06 } else { (low.abs() * 0.1).max(0.01) };
-    (low - air, high + air)
+/// The ends of an axis and the distance of its ticks: one, two or five of some power of ten.
+struct Axis {
+    low: f64,
+    high: f64,
+    step: f64,
 }
 
-/// Decimals that tell apart the labels of an axis of this length; none if no usual number of them does.
-fn decimals(length: f64) -> Option<usize> {
-    (0..=6).find(|&d: &i32| length >= 10f64.powi(1 - d)).and_then(|d| usize::try_from(d).ok())
+impl Axis {
+    /// From the first epoch to the last; a single one stands in the middle.
+    fn of_epochs(epochs: impl Iterator<Item = f64>) -> Option<Self> {
+        let (first, last) = ends(epochs)?;
+        let air = if first == last { 0.5 } else { 0.0 };
+        let axis = Self::new(first - air, last + air, 6.0);
+        Some(Self { step: axis.step.max(1.0), ..axis })
+    }
+
+    /// Holds the values with some air. What differs by less than `f32` can tell is drawn as one value.
+    fn of_values(values: impl Iterator<Item = f64>) -> Option<Self> {
+        let (low, high) = ends(values)?;
+        let size = low.abs().max(high.abs());
+        let air = if high - low > size * 1e-7 + 1e-12 { (high - low) * 0.06 } else { (size * 0.1).max(0.01) };
+        Some(Self::new(low - air, high + air, 5.0))
+    }
+
+    fn new(low: f64, high: f64, ticks_max: f64) -> Self {
+        let rough = (high - low) / ticks_max;
+        let power = 10f64.powf(rough.log10().floor());
+        let step = [1.0, 2.0, 5.0].map(|n| n * power).into_iter().find(|&s| s >= rough).unwrap_or(10.0 * power);
+        Self { low, high, step }
+    }
+
+    /// From 0 to 1 along the axis.
+    fn position(&self, value: f64) -> f64 {
+        (value - self.low) / (self.high - self.low)
+    }
+
+    fn ticks(&self) -> impl Iterator<Item = f64> {
+        let first = (self.low / self.step).ceil();
+        (0..10u32).map(move |i| (first + f64::from(i)) * self.step).take_while(|&t| t <= self.high)
+    }
+
+    /// With as many decimals as the step has.
+    fn label(&self, tick: f64) -> String {
+        // A sum of steps that should be zero can be a little more or less.
+        let tick = if tick.abs() < self.step / 2.0 { 0.0 } else { tick };
+        match (0..=5u8).find(|&d| self.step > 0.99 * 10f64.powi(-i32::from(d))) {
+            Some(0) if (0.0..1e9).contains(&tick) => count_real(tick),
+            Some(decimals) if tick.abs() < 1e5 => format!("{tick:.*}", decimals.into()),
+            _ => format!("{tick:.1e}"),
+        }
+    }
+}
+
+fn ends(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+    values.fold(None, |ends, v| ends.map_or(Some((v, v)), |(low, high): (f64, f64)| Some((low.min(v), high.max(v)))))
 }
 
 /// Bars: bytes by role and kind, processor time and memory by role.
@@ -273,8 +316,19 @@ fn costs(record: &SessionRecord) -> String {
         bar_figure("Memory, largest resident set", &["RSS"], bytes, &single(&rss)),
     ]
     .concat();
-    if figures.is_empty() { figures } else { format!("<h2>Cost</h2>\n<div class=\"figures\">\n{figures}</div>\n") }
+    section("Cost", &figures)
 }
+
+/// Figures under a heading, if there are any.
+fn section(title: &str, figures: &str) -> String {
+    if figures.is_empty() {
+        return String::new();
+    }
+    format!("<h2>{title}</h2>\n<div class=\"figures\">\n{figures}</div>\n")
+}
+
+/// Grey: a bar of one part is not the first kind of message.
+const PLAIN_BAR: usize = 7;
 
 /// One role's bar, in parts.
 struct Bar {
@@ -296,6 +350,7 @@ fn bar_figure(title: &str, parts: &[&str], unit: fn(f64) -> String, bars: &[Bar]
         let mut rectangles = String::new();
         for (color, (part, value)) in parts.iter().zip(values).enumerate().filter(|(_, (_, v))| **v > 0.0) {
             let width = value / largest * 100.0;
+            let color = if parts.len() > 1 { color } else { PLAIN_BAR };
             let (class, title) = (class(color), format!("{}: {}", escape(part), unit(*value)));
             rectangles += &format!(
                 r#"<rect class="{class}" x="{x:.2}" width="{width:.2}" height="1"><title>{title}</title></rect>"#
@@ -425,7 +480,7 @@ fn epoch_table(record: &SessionRecord) -> String {
             cells.push(e.test.and_then(|t| t.accuracy).map_or_else(absent, |v| format!("{v:.4}")));
         }
         cells.push(bytes(real(sent(e))));
-        cells.push(bytes_or_absent(e.wire_bytes_sent.values().sum()));
+        cells.push(bytes_or_absent(sum(e.wire_bytes_sent.values())));
         cells.push(seconds(e.cpu_seconds.values().sum()));
         cells
     });
@@ -492,8 +547,9 @@ fn formula_check(record: &SessionRecord) -> String {
     };
     let batches = rows(record).div_ceil(u64::from(record.batch_size.max(1)));
     let headers = real(batches) * real(HEADER_BYTES as u64) / real(rows(record));
+    let totals = totals(record);
     let row = |what: &str, kind: Kind, element: u32, element_text: &str| {
-        let measured = totals(record).values().filter_map(|t| t.by_kind.get(kind.name())).sum();
+        let measured = sum(totals.values().filter_map(|t| t.by_kind.get(kind.name())));
         let formula = f64::from(element) * f64::from(h) + headers;
         vec![
             format!("{what} (<code>{}</code>)", kind.name()),
@@ -530,7 +586,7 @@ fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
         })
         .collect();
     format!(
-        "<div class=\"scroll\"><table class=\"numbers\"><thead><tr>{header}</tr></thead><tbody>\n{rows}</tbody></table></div>\n"
+        "<div class=\"scroll\" tabindex=\"0\"><table class=\"numbers\"><thead><tr>{header}</tr></thead><tbody>\n{rows}</tbody></table></div>\n"
     )
 }
 
@@ -549,20 +605,29 @@ fn totals(record: &SessionRecord) -> BTreeMap<Role, Total<'_>> {
         for (&role, kinds) in &epoch.bytes_sent_by_kind {
             let total = totals.entry(role).or_default();
             for (kind, n) in kinds {
-                *total.by_kind.entry(kind).or_default() += n;
+                add(total.by_kind.entry(kind).or_default(), *n);
             }
         }
         for (&role, n) in &epoch.bytes_sent {
-            totals.entry(role).or_default().sent += n;
+            add(&mut totals.entry(role).or_default().sent, *n);
         }
         for (&role, n) in &epoch.wire_bytes_sent {
-            totals.entry(role).or_default().wire += n;
+            add(&mut totals.entry(role).or_default().wire, *n);
         }
         for (&role, s) in &epoch.cpu_seconds {
             totals.entry(role).or_default().cpu_seconds += s;
         }
     }
     totals
+}
+
+/// Other organisations' roles count for themselves; a sum of what they claim must not be the end of the report.
+fn add(sum: &mut u64, n: u64) {
+    *sum = sum.saturating_add(n);
+}
+
+fn sum<'a>(values: impl Iterator<Item = &'a u64>) -> u64 {
+    values.fold(0, |sum, n| sum.saturating_add(*n))
 }
 
 /// All kinds of message that were sent.
@@ -573,7 +638,7 @@ fn kinds(record: &SessionRecord) -> Vec<&str> {
 
 /// Application bytes of all roles.
 fn sent(epoch: &EpochRecord) -> u64 {
-    epoch.bytes_sent.values().sum()
+    sum(epoch.bytes_sent.values())
 }
 
 /// Rows of one pass.
@@ -717,4 +782,241 @@ fn escape(text: impl Display) -> String {
         }
     }
     escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// A session with two parties whose byte counts are those of `first_layer`, in a ring of 64 bits.
+    fn sample(task: Task, epochs: u32, train: u32, test: u32) -> Value {
+        let (rows, batches) = if train > 0 { (train, train.div_ceil(512)) } else { (test, test.div_ceil(512)) };
+        let message = |row_bytes: u32| rows * row_bytes + batches * 24;
+        let epoch = |epoch: u32| {
+            let trains = task == Task::Train;
+            let loss = 0.4 + 0.3 / f64::from(epoch);
+            let metrics = json!({"loss": loss + 0.01, "auc": 0.8 - 0.1 / f64::from(epoch), "accuracy": 0.81});
+            let party = json!({"first-layer": message(64)});
+            let server = json!({"hidden-output": message(32), "first-layer-gradient": 2 * message(32)});
+            json!({
+                "epoch": epoch,
+                "seconds": 0.15,
+                "train_loss": trains.then_some(loss),
+                "test": (test > 0 && task != Task::Predict).then_some(metrics),
+                "bytes_sent": {"party-0": message(64), "party-1": message(64), "server": 3 * message(32)},
+                "bytes_sent_by_kind": {"party-0": party, "party-1": party, "server": server},
+                "wire_bytes_sent": {"party-0": message(65), "party-1": message(65), "server": 3 * message(33)},
+                "cpu_seconds": {"party-0": 0.05, "party-1": 0.06, "server": 0.04},
+            })
+        };
+        let epochs: Vec<_> = (1..=epochs).map(epoch).collect();
+        json!({
+            "spnn": "0.1.0",
+            "session": "00ff",
+            "name": "credit",
+            "task": task,
+            "incarnation": 1,
+            "first_layer": "sharing",
+            "ring_bits": 64,
+            "parties": 2,
+            "features": [13, 10],
+            "hidden_width": 8,
+            "batch_size": 512,
+            "rows": {"train": train, "test": test},
+            "test": epochs.last().map_or(Value::Null, |e| e["test"].clone()),
+            "epochs": epochs,
+            "wall_seconds": 6.4,
+            "cpu_seconds": {"coordinator": 0.1, "party-0": 1.9, "party-1": 2.0, "server": 2.3},
+            "peak_rss_bytes": {"coordinator": 9_300_000, "party-0": 31_000_000, "party-1": 29_000_000, "server": 14_000_000},
+        })
+    }
+
+    fn page(record: Value) -> String {
+        html(&serde_json::from_value(record).unwrap())
+    }
+
+    /// Every element that is opened is closed, in order.
+    fn assert_well_formed(page: &str) {
+        let mut open = Vec::new();
+        for tag in page.split('<').skip(2).map(|t| t.split_once('>').unwrap().0) {
+            let name = tag.split_whitespace().next().unwrap();
+            match name.strip_prefix('/') {
+                Some(name) => assert_eq!(open.pop(), Some(name), "</{name}>"),
+                None if tag.ends_with('/') || name == "meta" => {}
+                None => open.push(name),
+            }
+        }
+        assert!(open.is_empty(), "{open:?}");
+    }
+
+    #[test]
+    fn says_what_was_learned_and_what_it_cost() {
+        let page = page(sample(Task::Train, 30, 24_000, 6_000));
+        assert_well_formed(&page);
+        assert!(page.contains("Trained on 24,000 rows of 2 parties under <code>sharing</code>; test AUC 0.797."));
+        assert_eq!(page.matches("<figure").count(), 6);
+        assert_eq!(page.matches("<circle").count(), 30 * 4);
+        assert!(page.contains("only the sum H1"));
+        assert!(page.contains("the sign of the gradient"));
+        assert!(page.contains("Server and one party together can open the other party's product."));
+        assert!(page.contains("<td>64/8·8 + 0.05 = 64.05 B</td><td>64.05 B</td>"));
+        assert!(page.contains("<td>4·8 + 0.05 = 32.05 B</td><td>32.05 B</td>"));
+    }
+
+    #[test]
+    fn loads_and_runs_nothing() {
+        let page = page(sample(Task::Train, 3, 24_000, 6_000));
+        for word in ["<script", "<link", "<img", "<a ", "@import", "url(", "http:", "https:"] {
+            assert!(!page.contains(word), "{word}");
+        }
+    }
+
+    #[test]
+    fn text_from_the_record_is_escaped() {
+        let evil = r#"</title><script>alert('1')</script>&"x""#;
+        let mut record = sample(Task::Train, 1, 100, 0);
+        record["name"] = evil.into();
+        record["session"] = evil.into();
+        record["spnn"] = evil.into();
+        record["epochs"][0]["bytes_sent_by_kind"]["server"][evil] = 7.into();
+        let page = page(record);
+        assert_well_formed(&page);
+        assert!(!page.contains("<script"));
+        assert_eq!(escape(evil), "&lt;/title&gt;&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&amp;&quot;x&quot;");
+    }
+
+    #[test]
+    fn one_epoch_is_one_point() {
+        let page = page(sample(Task::Train, 1, 24_000, 6_000));
+        assert_well_formed(&page);
+        assert_eq!(page.matches("<circle").count(), 4);
+        assert_eq!(page.matches("cx=\"197.0\"").count(), 4, "in the middle");
+        assert!(!page.contains("NaN") && !page.contains("inf"));
+    }
+
+    #[test]
+    fn without_a_test_set_nothing_is_said_of_one() {
+        let page = page(sample(Task::Train, 5, 24_000, 0));
+        assert_well_formed(&page);
+        assert!(page.contains("no rows were kept for testing"));
+        assert!(!page.contains("Test AUC") && !page.contains("Test loss"));
+        assert_eq!(page.matches("<circle").count(), 5);
+    }
+
+    #[test]
+    fn prediction_has_costs_and_no_curves() {
+        let page = page(sample(Task::Predict, 1, 0, 6_000));
+        assert_well_formed(&page);
+        assert!(page.contains("Predicted 6,000 rows of 2 parties"));
+        assert!(page.contains("the scores are with the label holder"));
+        assert!(!page.contains("<polyline") && !page.contains("Epochs") && !page.contains("per epoch"));
+        assert!(!page.contains("grad_h1") && page.contains("H1 is linear in the features"));
+    }
+
+    #[test]
+    fn evaluation_has_metrics_and_no_curves() {
+        let page = page(sample(Task::Evaluate, 1, 0, 6_000));
+        assert_well_formed(&page);
+        assert!(page.contains("Evaluated on 6,000 rows of 2 parties under <code>sharing</code>; test AUC 0.700."));
+        assert!(!page.contains("<polyline"));
+    }
+
+    #[test]
+    fn plain_is_said_to_protect_nothing() {
+        let mut record = sample(Task::Train, 2, 24_000, 6_000);
+        record["first_layer"] = "plain".into();
+        let page = page(record);
+        assert!(page.contains("protects nothing: the server saw every party's product"));
+        assert!(page.contains("each party's product X"));
+    }
+
+    #[test]
+    fn many_epochs_stay_a_small_page() {
+        let page = page(sample(Task::Train, 1000, 24_000, 6_000));
+        assert_well_formed(&page);
+        assert!(page.len() < 400_000, "{} bytes", page.len());
+        assert!(page.contains("50 of 1,000 epochs, evenly chosen"));
+        assert!(page.contains("<th scope=\"row\">1</th>") && page.contains("<th scope=\"row\">1,000</th>"));
+        assert!(!page.contains("<circle"));
+    }
+
+    #[test]
+    fn any_numbers_make_a_page() {
+        let numbers =
+            [0.0, -1.0, f64::MIN_POSITIVE, f64::EPSILON, 1e-30, 0.3, 1.0 + f64::EPSILON, 1e38, 1e300, f64::MAX];
+        for a in numbers {
+            for b in numbers {
+                let mut record = sample(Task::Train, 3, 1, 1);
+                record["epochs"][0]["train_loss"] = a.into();
+                record["epochs"][1]["train_loss"] = b.into();
+                record["epochs"][1]["seconds"] = a.into();
+                record["epochs"][2]["bytes_sent"]["server"] = u64::MAX.into();
+                record["epochs"][2]["wire_bytes_sent"]["server"] = u64::MAX.into();
+                record["cpu_seconds"]["server"] = b.into();
+                assert_well_formed(&page(record));
+            }
+        }
+        let mut record = sample(Task::Train, 0, 0, 0);
+        assert_well_formed(&page(record.clone()));
+        record["batch_size"] = 0.into();
+        record["parties"] = 0.into();
+        assert_well_formed(&page(record));
+    }
+
+    #[test]
+    fn tools_find_their_keys() {
+        let directory = tempfile::tempdir().unwrap();
+        let record: SessionRecord = serde_json::from_value(sample(Task::Train, 2, 24_000, 6_000)).unwrap();
+        write(&record, directory.path()).unwrap();
+        let html_file = std::fs::read_to_string(directory.path().join("report.html")).unwrap();
+        assert_eq!(html_file, html(&record));
+
+        let text = std::fs::read_to_string(directory.path().join("report.json")).unwrap();
+        let json: Value = serde_json::from_str(&text).unwrap();
+        for key in ["/spnn", "/session", "/first_layer"] {
+            assert!(json.pointer(key).unwrap().is_string(), "{key}");
+        }
+        for key in ["/parties", "/rows/train", "/rows/test", "/epochs/0/epoch", "/epochs/1/bytes_sent/party-0"] {
+            assert!(json.pointer(key).unwrap().is_u64(), "{key}");
+        }
+        for key in ["/epochs/0/seconds", "/epochs/0/train_loss", "/test/loss", "/test/auc", "/test/accuracy"] {
+            assert!(json.pointer(key).unwrap().is_f64(), "{key}");
+        }
+        assert!(json["wall_seconds"].is_f64() && json["cpu_seconds"]["server"].is_f64());
+        assert!(json["peak_rss_bytes"]["party-1"].is_u64());
+        let again: SessionRecord = serde_json::from_str(&text).unwrap();
+        assert_eq!(serde_json::to_value(&again).unwrap(), serde_json::to_value(&record).unwrap());
+    }
+
+    #[test]
+    fn numbers_are_for_people() {
+        assert_eq!([0, 999, 1000, 24_000, 1_234_567].map(count), ["0", "999", "1,000", "24,000", "1,234,567"]);
+        assert_eq!([0.0, 64.05, 999.0, 1540.0, 2.5e6].map(bytes), ["0 B", "64.0 B", "999 B", "1.54 kB", "2.50 MB"]);
+        assert_eq!([0.0123, 0.142, 6.41, 200.0].map(seconds), ["12.3 ms", "142 ms", "6.41 s", "3 min 20 s"]);
+        assert_eq!(seconds(7500.0), "2 h 5 min");
+        assert_eq!([0.43251, 0.0, 1e-5].map(loss), ["0.4325", "0.0000", "1.000e-5"]);
+    }
+
+    #[test]
+    fn ticks_are_one_two_or_five_of_a_power_of_ten() {
+        let labels = |axis: &Axis| axis.ticks().map(|t| axis.label(t)).collect::<Vec<_>>();
+        let axis = Axis::of_values([0.43, 0.63].into_iter()).unwrap();
+        assert_eq!(labels(&axis), ["0.45", "0.50", "0.55", "0.60"]);
+        let axis = Axis::of_values([-0.2, 0.2].into_iter()).unwrap();
+        assert_eq!(labels(&axis), ["-0.2", "-0.1", "0.0", "0.1", "0.2"]);
+        let axis = Axis::of_epochs([1.0, 1000.0].into_iter()).unwrap();
+        assert_eq!(labels(&axis), ["200", "400", "600", "800", "1,000"]);
+        let axis = Axis::of_epochs([1.0].into_iter()).unwrap();
+        assert_eq!(labels(&axis), ["1"]);
+    }
+
+    #[test]
+    fn chosen_evenly_means_the_first_and_the_last_too() {
+        let items: Vec<u32> = (1..=7).collect();
+        assert_eq!(evenly(&items, 3).collect::<Vec<_>>(), [&1, &4, &7]);
+        assert_eq!(evenly(&items, 9).count(), 7);
+        assert_eq!(evenly(&items, 1).collect::<Vec<_>>(), [&1]);
+        assert_eq!(evenly::<u32>(&[], 3).count(), 0);
+    }
 }

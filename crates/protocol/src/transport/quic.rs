@@ -114,6 +114,8 @@ const ACCEPTED: u8 = 1;
 const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between attempts to reach a peer that is not up yet.
 const RETRY: Duration = Duration::from_millis(200);
+/// How long a peer may wait with an acknowledgement.
+const MAX_ACK_DELAY: Duration = Duration::from_millis(2);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Opening {
@@ -149,6 +151,7 @@ impl QuicTransport {
         let listen =
             |e: &dyn std::fmt::Display| ProtocolError::Listen { address: address.to_string(), reason: e.to_string() };
         let socket = UdpSocket::bind(address).map_err(|e| listen(&e))?;
+        enlarge_buffers(&socket);
         let mut endpoint_config = EndpointConfig::default();
         endpoint_config.max_udp_payload_size(options.tuning.mtu_max.max(1452)).map_err(|e| listen(&e))?;
         let server_config = match options.listen {
@@ -303,6 +306,19 @@ impl Transport for QuicTransport {
             (Role::Party(id), None) if matches!(self.me(), Role::Party(_)) => self.through_relay(id, deadline).await,
             (_, None) => self.arrival(peer, waited, deadline).await,
         }
+    }
+}
+
+/// Asks for room for a few batches' worth of packets. With the usual 208 KiB a burst from several parties overflows the
+/// socket even on loopback, and the tail of a message then waits for a retransmission timer.
+fn enlarge_buffers(socket: &UdpSocket) {
+    use nix::sys::socket::{setsockopt, sockopt};
+    const WANTED: usize = 4 << 20;
+    let receive = setsockopt(socket, sockopt::RcvBuf, &WANTED);
+    let send = setsockopt(socket, sockopt::SndBuf, &WANTED);
+    // The system caps what it grants without an error; nothing but speed depends on it.
+    if let Err(e) = receive.and(send) {
+        debug!("UDP buffers stay as they are: {e}");
     }
 }
 
@@ -526,6 +542,13 @@ fn transport_config(options: &QuicOptions) -> quinn::TransportConfig {
         .keep_alive_interval(Some(Duration::from_millis(u64::from(idle_ms / 4))))
         .stream_receive_window(tuning.window.max(1_250_000).into())
         .send_window(u64::from(tuning.window.max(1_250_000)) * 8)
+        .ack_frequency_config(Some({
+            // Messages end and then both sides wait: a lost tail is noticed only after the peer's longest delay of an
+            // acknowledgement, which is 25 ms unless agreed otherwise.
+            let mut acks = quinn::AckFrequencyConfig::default();
+            acks.max_ack_delay(Some(MAX_ACK_DELAY));
+            acks
+        }))
         .mtu_discovery_config(Some({
             let mut discovery = quinn::MtuDiscoveryConfig::default();
             discovery.upper_bound(tuning.mtu_max.max(1200));
