@@ -192,9 +192,9 @@ fn curve_figure(title: &str, unit: &str, curves: &[Curve]) -> String {
 
 /// A plot in its own units: on a phone, and in three columns, one is a little less than a pixel.
 ///
-/// Written out, not drawn with `plotters` as first tried: that shrinks its letters and rounds to whole units, which makes
-/// stairs of a long curve; its colours and points can carry neither a class for the dark page nor a title; and its search
-/// for ticks panics on some axes, which a report after hours of training must not.
+/// Written out rather than drawn with `plotters`: that shrinks its letters and rounds to whole units, which makes stairs
+/// of a long curve; its lines and points carry neither a class, by which the dark page would colour them, nor a title;
+/// and its search for ticks panics on some axes, which a report after hours of training must not.
 fn plot(title: &str, curves: &[Curve]) -> Option<String> {
     const SIZE: [f64; 2] = [360.0, 210.0];
     const LEFT: f64 = 48.0;
@@ -302,18 +302,22 @@ fn ends(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
 fn costs(record: &SessionRecord) -> String {
     let kinds = kinds(record);
     let per_epoch = 1.0 / real(record.epochs.len().max(1) as u64);
-    let sent = totals(record).into_iter().map(|(role, total)| {
-        let parts = kinds.iter().map(|kind| real(total.by_kind.get(*kind).copied().unwrap_or(0)) * per_epoch);
-        Bar { role, parts: parts.collect() }
-    });
+    let sent: Vec<_> = totals(record)
+        .into_iter()
+        .map(|(role, total)| {
+            let parts = kinds.iter().map(|kind| real(total.by_kind.get(*kind).copied().unwrap_or(0)) * per_epoch);
+            Bar { role, parts: parts.collect() }
+        })
+        .collect();
+    let sent_parts: Vec<_> = kinds.iter().map(|&kind| (rank(kind), kind)).collect();
     let single = |values: &BTreeMap<Role, f64>| -> Vec<Bar> {
         values.iter().map(|(&role, &value)| Bar { role, parts: vec![value] }).collect()
     };
     let rss = record.peak_rss_bytes.iter().map(|(&role, &n)| (role, real(n))).collect();
     let figures = [
-        bar_figure(&format!("Sent, {}", each_pass(record, "per")), &kinds, bytes, &sent.collect::<Vec<_>>()),
-        bar_figure("Processor time, whole process", &["CPU"], seconds, &single(&record.cpu_seconds)),
-        bar_figure("Memory, largest resident set", &["RSS"], bytes, &single(&rss)),
+        bar_figure(&format!("Sent, {}", each_pass(record, "per")), &sent_parts, bytes, &sent),
+        bar_figure("Processor time, whole process", &[(GREY, "CPU")], seconds, &single(&record.cpu_seconds)),
+        bar_figure("Memory, largest resident set", &[(GREY, "RSS")], bytes, &single(&rss)),
     ]
     .concat();
     section("Cost", &figures)
@@ -327,9 +331,6 @@ fn section(title: &str, figures: &str) -> String {
     format!("<h2>{title}</h2>\n<div class=\"figures\">\n{figures}</div>\n")
 }
 
-/// Grey: a bar of one part is not the first kind of message.
-const PLAIN_BAR: usize = 7;
-
 /// One role's bar, in parts.
 struct Bar {
     role: Role,
@@ -339,7 +340,7 @@ struct Bar {
 /// Bars with their values beside them; a legend only where a bar has parts.
 ///
 /// Not plotted: as a grid of text and stretched rectangles they keep their letters' size at any width of the screen.
-fn bar_figure(title: &str, parts: &[&str], unit: fn(f64) -> String, bars: &[Bar]) -> String {
+fn bar_figure(title: &str, parts: &[(usize, &str)], unit: fn(f64) -> String, bars: &[Bar]) -> String {
     let largest = bars.iter().map(|b| b.parts.iter().sum()).fold(0.0, f64::max);
     if !(largest > 0.0 && largest.is_finite()) {
         return String::new();
@@ -348,10 +349,9 @@ fn bar_figure(title: &str, parts: &[&str], unit: fn(f64) -> String, bars: &[Bar]
     for Bar { role, parts: values } in bars.iter().take(BARS_SHOWN_MAX) {
         let mut x = 0.0;
         let mut rectangles = String::new();
-        for (color, (part, value)) in parts.iter().zip(values).enumerate().filter(|(_, (_, v))| **v > 0.0) {
+        for ((color, part), value) in parts.iter().zip(values).filter(|(_, v)| **v > 0.0) {
             let width = value / largest * 100.0;
-            let color = if parts.len() > 1 { color } else { PLAIN_BAR };
-            let (class, title) = (class(color), format!("{}: {}", escape(part), unit(*value)));
+            let (class, title) = (class(*color), format!("{}: {}", escape(part), unit(*value)));
             rectangles += &format!(
                 r#"<rect class="{class}" x="{x:.2}" width="{width:.2}" height="1"><title>{title}</title></rect>"#
             );
@@ -362,7 +362,7 @@ fn bar_figure(title: &str, parts: &[&str], unit: fn(f64) -> String, bars: &[Bar]
             "<span>{role}</span><svg viewBox=\"0 0 100 1\" preserveAspectRatio=\"none\">{rectangles}</svg><b>{total}</b>\n"
         );
     }
-    let legend = if parts.len() > 1 { legend(parts.iter().copied().enumerate()) } else { String::new() };
+    let legend = if parts.len() > 1 { legend(parts.iter().copied()) } else { String::new() };
     let left_out = left_out(bars.len(), BARS_SHOWN_MAX, "roles");
     format!("<figure><h3>{title}</h3>{legend}<div class=\"bars\">\n{rows}</div>{left_out}</figure>\n")
 }
@@ -373,9 +373,11 @@ fn legend<'a>(entries: impl Iterator<Item = (usize, &'a str)>) -> String {
     format!("<ul class=\"legend\">{items}</ul>")
 }
 
-/// The style sheet has eight colours.
+/// The last of the eight colours of the style sheet, for what needs none.
+const GREY: usize = 7;
+
 fn class(color: usize) -> String {
-    format!("c{}", color % 8)
+    format!("c{}", color.min(GREY))
 }
 
 /// Who saw what in the clear under the protocol that ran, and what follows from it.
@@ -530,7 +532,7 @@ fn role_tables(record: &SessionRecord) -> String {
     let no_wire = if totals.values().all(|t| t.wire == 0) { " Nothing went over UDP." } else { "" };
     format!(
         "<h2>Roles</h2>\n<p class=\"note\">Bytes sent in {when}, by kind of message. UDP adds the headers and tags of \
-         QUIC, acknowledgements and anything sent twice.{no_wire}</p>\n{sent}{sent_left_out}\n<p></p>\n{used}{used_left_out}"
+         QUIC, acknowledgements and anything sent twice.{no_wire}</p>\n{sent}{sent_left_out}{used}{used_left_out}"
     )
 }
 
@@ -551,15 +553,15 @@ fn formula_check(record: &SessionRecord) -> String {
     let row = |what: &str, kind: Kind, element: u32, element_text: &str| {
         let measured = sum(totals.values().filter_map(|t| t.by_kind.get(kind.name())));
         let formula = f64::from(element) * f64::from(h) + headers;
-        vec![
-            format!("{what} (<code>{}</code>)", kind.name()),
-            format!("{element_text}·{h} + {headers:.2} = {formula:.2} B"),
-            format!("{:.2} B", real(measured) / passes),
-        ]
+        format!(
+            "<li>{what}, <code>{}</code>: formula {element_text}·{h} + {headers:.2} = <b>{formula:.2} B</b>, measured <b>{:.2} B</b></li>\n",
+            kind.name(),
+            real(measured) / passes
+        )
     };
-    let mut lines = vec![row("Up, party to server", Kind::FirstLayer, element, &element_text)];
+    let mut lines = row("Up, party to server", Kind::FirstLayer, element, &element_text);
     if record.task == Task::Train {
-        lines.push(row("Down, server to party", Kind::FirstLayerGradient, 4, "4"));
+        lines += &row("Down, server to party", Kind::FirstLayerGradient, 4, "4");
     }
     let ring = match record.first_layer {
         FirstLayerKind::Plain => "4 bytes of each of the h columns of H1 up",
@@ -568,9 +570,8 @@ fn formula_check(record: &SessionRecord) -> String {
     let down = if record.task == Task::Train { "; 4 bytes of each down" } else { "" };
     format!(
         "<h2>Bytes per row and party</h2>\n<p class=\"note\">Expected of <code>{}</code>: {ring}{down}; and the header \
-         of {HEADER_BYTES} bytes of each mini-batch, spread over its rows.</p>\n{}",
+         of {HEADER_BYTES} bytes of each mini-batch, spread over its rows.</p>\n<ul class=\"check\">\n{lines}</ul>\n",
         record.first_layer,
-        table(&["Message", "Formula", "Measured"], lines.into_iter())
     )
 }
 
@@ -630,10 +631,19 @@ fn sum<'a>(values: impl Iterator<Item = &'a u64>) -> u64 {
     values.fold(0, |sum, n| sum.saturating_add(*n))
 }
 
-/// All kinds of message that were sent.
+/// All kinds of message that were sent, by rank.
 fn kinds(record: &SessionRecord) -> Vec<&str> {
     let kinds: BTreeSet<&str> = totals(record).into_values().flat_map(|t| t.by_kind.into_keys()).collect();
-    kinds.into_iter().collect()
+    let mut kinds: Vec<_> = kinds.into_iter().collect();
+    kinds.sort_by_key(|kind| rank(kind));
+    kinds
+}
+
+/// The messages of a mini-batch in their order, then the rest. Also their colours, the same in every report.
+fn rank(kind: &str) -> usize {
+    let all = Kind::ALL.len();
+    let first = Kind::ALL.iter().position(|&k| k == Kind::FirstLayer).unwrap_or(0);
+    Kind::ALL.iter().position(|k| k.name() == kind).map_or(all, |i| (i + all - first) % all)
 }
 
 /// Application bytes of all roles.
@@ -860,8 +870,8 @@ mod tests {
         assert!(page.contains("only the sum H1"));
         assert!(page.contains("the sign of the gradient"));
         assert!(page.contains("Server and one party together can open the other party's product."));
-        assert!(page.contains("<td>64/8·8 + 0.05 = 64.05 B</td><td>64.05 B</td>"));
-        assert!(page.contains("<td>4·8 + 0.05 = 32.05 B</td><td>32.05 B</td>"));
+        assert!(page.contains("formula 64/8·8 + 0.05 = <b>64.05 B</b>, measured <b>64.05 B</b>"));
+        assert!(page.contains("formula 4·8 + 0.05 = <b>32.05 B</b>, measured <b>32.05 B</b>"));
     }
 
     #[test]

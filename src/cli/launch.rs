@@ -29,8 +29,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) log: &'a str,
 }
 
-/// Loopback carries 64 KB; larger packets than this no longer fill the segments that one system call may send.
-const LOOPBACK_MTU: u16 = 6500;
+/// Loopback carries packets of 64 KB.
+const LOOPBACK_MTU: u16 = 60_000;
 /// The others have this long to end by themselves once a role has failed.
 const GRACE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);

@@ -103,33 +103,47 @@ impl FixedPoint {
         self.encode_limit
     }
 
-    /// Encodes `values` into `out`, which must be as long.
+    /// Adds the encodings of `values` to `masks`, which must be as long: what was a mask becomes a share.
     ///
     /// # Errors
-    /// [`EncodeError`] at the first NaN, infinity or value at or above [`encode_limit`](Self::encode_limit). `out` is
+    /// [`EncodeError`] at the first NaN, infinity or value at or above [`encode_limit`](Self::encode_limit). `masks` is
     /// then unspecified and must not be sent.
     ///
     /// # Panics
     /// If the lengths differ: both come from the caller's own shapes.
-    pub fn encode<R: RingElement>(&self, values: &[f32], out: &mut [R]) -> Result<(), EncodeError> {
-        assert_eq!(values.len(), out.len(), "encode: lengths differ");
+    pub fn encode_onto<R: RingElement>(&self, values: &[f32], masks: &mut [R]) -> Result<(), EncodeError> {
+        assert_eq!(values.len(), masks.len(), "encode: lengths differ");
         let scale = self.scale();
         let limit = self.encode_limit;
-        if encode_slice(values, out, scale, limit) {
+        if encode_slice(values, masks, scale, limit) {
             return Ok(());
         }
         let position = values.iter().position(|x| !(f64::from(x.abs()) < limit)).unwrap_or(0);
         Err(EncodeError { position })
     }
 
-    /// Decodes opened sums into `out`, which must be as long.
+    /// Adds up `shares` and decodes the sums into `out`: this opens the value that was shared. All lengths are equal.
     ///
     /// # Errors
-    /// [`DecodeError`] at the first value outside the agreed bound.
+    /// [`DecodeError`] at the first sum outside the agreed bound.
     ///
     /// # Panics
-    /// If the lengths differ: both come from the caller's own shapes.
-    pub fn decode<R: RingElement>(&self, values: &[R], out: &mut [f32]) -> Result<(), DecodeError> {
+    /// If the lengths differ: all come from the caller's own shapes.
+    pub fn open<R: RingElement>(&self, shares: &[Vec<R>], out: &mut [f32]) -> Result<(), DecodeError> {
+        let mut sums = [R::ZERO; OPEN_BLOCK];
+        for (block, out) in out.chunks_mut(OPEN_BLOCK).enumerate() {
+            let start = block * OPEN_BLOCK;
+            let sums = &mut sums[..out.len()];
+            sums.fill(R::ZERO);
+            for share in shares {
+                sums.iter_mut().zip(&share[start..start + out.len()]).for_each(|(sum, v)| *sum = sum.add(*v));
+            }
+            self.decode(sums, out).map_err(|e| DecodeError { position: start + e.position })?;
+        }
+        Ok(())
+    }
+
+    fn decode<R: RingElement>(&self, values: &[R], out: &mut [f32]) -> Result<(), DecodeError> {
         assert_eq!(values.len(), out.len(), "decode: lengths differ");
         #[expect(clippy::cast_possible_truncation, reason = "bound · 2^f ≤ 2^50 by construction")]
         let limit = (self.bound * self.scale()) as i64;
@@ -145,15 +159,18 @@ impl FixedPoint {
     }
 }
 
+/// Values opened at a time: sums stay in the first-level cache between adding and decoding.
+const OPEN_BLOCK: usize = 1024;
+
 /// Returns whether every value was within the limit.
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl+avx512bw", "x86_64+avx2+fma"))]
-fn encode_slice<R: RingElement>(values: &[f32], out: &mut [R], scale: f64, limit: f64) -> bool {
+fn encode_slice<R: RingElement>(values: &[f32], masks: &mut [R], scale: f64, limit: f64) -> bool {
     let mut within = true;
-    for (out, &x) in out.iter_mut().zip(values) {
+    for (mask, &x) in masks.iter_mut().zip(values) {
         let x = f64::from(x);
         within &= x.abs() < limit; // false for NaN
         let rounded = x * scale + ROUNDER;
-        *out = R::from_signed(rounded.to_bits().cast_signed().wrapping_sub(ROUNDER_BITS));
+        *mask = mask.add(R::from_signed(rounded.to_bits().cast_signed().wrapping_sub(ROUNDER_BITS)));
     }
     within
 }
@@ -189,7 +206,7 @@ mod tests {
 
     fn round_trip<R: RingElement>(format: FixedPoint, x: f32) -> f32 {
         let mut ring = [R::ZERO];
-        format.encode(&[x], &mut ring).unwrap();
+        format.encode_onto(&[x], &mut ring).unwrap();
         let mut back = [0.0];
         format.decode(&ring, &mut back).unwrap();
         back[0]
@@ -200,7 +217,7 @@ mod tests {
         let format = FixedPoint::new(64, 1, 2, 100.0).unwrap();
         for (x, twice) in [(0.25, 0), (0.75, 2), (1.25, 2), (-0.25, 0), (-0.75, -2), (-1.0, -2), (-0.0, 0)] {
             let mut ring = [0_u64];
-            format.encode(&[x], &mut ring).unwrap();
+            format.encode_onto(&[x], &mut ring).unwrap();
             assert_eq!(ring[0].to_signed(), twice, "{x}");
         }
     }
@@ -212,12 +229,12 @@ mod tests {
             let limit = format.encode_limit() as f32;
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, -limit, limit] {
                 let mut out = [0_u64; 3];
-                assert_eq!(format.encode(&[1.0, bad, 2.0], &mut out), Err(EncodeError { position: 1 }), "{bad}");
+                assert_eq!(format.encode_onto(&[1.0, bad, 2.0], &mut out), Err(EncodeError { position: 1 }), "{bad}");
             }
-            let mut out = [0_u64];
-            format.encode(&[limit.next_down()], &mut out).unwrap();
-            format.encode(&[f32::MIN_POSITIVE / 2.0], &mut out).unwrap();
-            assert_eq!(out, [0]);
+            let mut out = [7_u64];
+            format.encode_onto(&[f32::MIN_POSITIVE / 2.0], &mut out).unwrap();
+            assert_eq!(out, [7]);
+            format.encode_onto(&[limit.next_down()], &mut out).unwrap();
         }
     }
 
@@ -261,7 +278,7 @@ mod tests {
             let x = f32::from_bits(bits);
             let format = wide(addends);
             let mut ring = [0_u64];
-            let accepted = format.encode(&[x], &mut ring).is_ok();
+            let accepted = format.encode_onto(&[x], &mut ring).is_ok();
             prop_assert_eq!(accepted, f64::from(x.abs()) < format.encode_limit());
         }
 
@@ -271,7 +288,7 @@ mod tests {
                 #[expect(clippy::cast_possible_truncation, reason = "powers of two are exact in f32")]
                 let extreme = (format.encode_limit() as f32).next_down() * if negative { -1.0 } else { 1.0 };
                 let mut ring = [0_u64];
-                format.encode(&[extreme], &mut ring).unwrap();
+                format.encode_onto(&[extreme], &mut ring).unwrap();
                 let sum = i128::from(ring[0].to_signed()) * i128::from(addends);
                 prop_assert!(sum.abs() < 1 << (ring_bits - 1));
             }

@@ -36,13 +36,12 @@ pub struct Party<R: RingElement> {
     incarnation: u64,
     keys: Vec<(Sign, PairKey)>,
     width: usize,
-    /// Sum of this party's masks for the step it is prepared for.
-    mask: Vec<R>,
+    /// Sum of this party's masks for the step it is prepared for; with the encoded product added, its share.
+    share: Vec<R>,
     prepared: Option<(Step, usize)>,
     /// Last step of each phase whose masks were used.
     used: BTreeMap<Phase, Step>,
     product: Array2<f32>,
-    share: Vec<R>,
 }
 
 impl<R: RingElement> Party<R> {
@@ -64,11 +63,10 @@ impl<R: RingElement> Party<R> {
             incarnation,
             keys: keys.into_iter().map(signed).collect(),
             width,
-            mask: Vec::new(),
+            share: Vec::new(),
             prepared: None,
             used: BTreeMap::new(),
             product: Array2::zeros((0, width)),
-            share: Vec::new(),
         })
     }
 
@@ -82,10 +80,10 @@ impl<R: RingElement> Party<R> {
             batch: step.batch,
             tensor: TENSOR,
         };
-        self.mask.clear();
-        self.mask.resize(rows * self.width, R::ZERO);
+        self.share.clear();
+        self.share.resize(rows * self.width, R::ZERO);
         for (sign, key) in &self.keys {
-            key.mask(&context, *sign, &mut self.mask);
+            key.mask(&context, *sign, &mut self.share);
         }
         self.prepared = Some((step, rows));
     }
@@ -114,16 +112,13 @@ impl<R: RingElement> PartySide for Party<R> {
             self.prepared = None;
         }
         let product = multiply(&mut self.product, x, w);
-        self.share.resize(product.len(), R::ZERO);
-        self.format.encode(product, &mut self.share).map_err(|e| own_value(step, self.width, e))?;
-        self.share.iter_mut().zip(&self.mask).for_each(|(share, mask)| *share = share.add(*mask));
+        self.format.encode_onto(product, &mut self.share).map_err(|e| own_value(step, self.width, e))?;
         network.send_payload(Role::Server, step, bytemuck::cast_slice(&self.share)).await
     }
 }
 
 impl<R: RingElement> Drop for Party<R> {
     fn drop(&mut self) {
-        self.mask.zeroize();
         self.share.zeroize();
     }
 }
@@ -167,13 +162,8 @@ impl<R: RingElement> ServerSide for Server<R> {
             self.h1 = Array2::zeros((rows, self.width));
         }
         // Integer sums: the order of the shares cannot change a bit.
-        if let Some((sum, others)) = self.shares.split_first_mut() {
-            for share in others {
-                sum.iter_mut().zip(share.iter()).for_each(|(s, v)| *s = s.add(*v));
-            }
-            let h1 = self.h1.as_slice_mut().map_or(&mut [][..], |all| &mut all[..n]);
-            self.format.decode(sum, h1).map_err(|e| out_of_bound(step, self.width, e))?;
-        }
+        let h1 = self.h1.as_slice_mut().map_or(&mut [][..], |all| &mut all[..n]);
+        self.format.open(&self.shares, h1).map_err(|e| out_of_bound(step, self.width, e))?;
         Ok(self.h1.slice(s![..rows, ..]))
     }
 }

@@ -43,7 +43,8 @@ pub struct TransportTuning {
     /// Congestion controller.
     pub congestion: Congestion,
     /// Largest UDP payload to try, in bytes. The path is probed, so a value above what it carries costs a few probes
-    /// only. Paths with jumbo frames and loopback gain from 6,000 or more; the internet carries 1,452.
+    /// only. The internet carries 1,452; networks with jumbo frames 8,900; loopback 60,000, at a third of the processor
+    /// time for the same bytes.
     pub mtu_max: u16,
     /// Bandwidth-delay product to allow for, in bytes: the windows are never below it. The default covers 100 Mbit/s at
     /// 100 ms and 1 Gbit/s at 10 ms.
@@ -114,6 +115,8 @@ const ACCEPTED: u8 = 1;
 const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between attempts to reach a peer that is not up yet.
 const RETRY: Duration = Duration::from_millis(200);
+/// The system takes at most 64 KiB at a time, and quinn makes up to ten packets of them. Larger packets go one by one.
+const SEGMENTED_MTU_MAX: u16 = 6500;
 /// How long a peer may wait with an acknowledgement.
 const MAX_ACK_DELAY: Duration = Duration::from_millis(2);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -539,6 +542,7 @@ fn transport_config(options: &QuicOptions) -> quinn::TransportConfig {
         .max_concurrent_uni_streams(VarInt::from(0_u32))
         .datagram_receive_buffer_size(None)
         .max_idle_timeout(Some(VarInt::from(idle_ms).into()))
+        .enable_segmentation_offload(tuning.mtu_max <= SEGMENTED_MTU_MAX)
         .keep_alive_interval(Some(Duration::from_millis(u64::from(idle_ms / 4))))
         .stream_receive_window(tuning.window.max(1_250_000).into())
         .send_window(u64::from(tuning.window.max(1_250_000)) * 8)
