@@ -18,14 +18,32 @@ pub struct Ends {
     pub parties: Vec<Result<Outcome, PartyError>>,
 }
 
-/// Runs a session over pipes of `pipe` bytes. `options` of the coordinator, the server and each party in order.
+/// Runs a session over pipes of `pipe` bytes, with the server's layers as the session lists them. Options of the
+/// coordinator, the server and each party in order.
 ///
 /// # Errors
-/// [`ProtocolError::Randomness`] if the system has none; errors of roles are in [`Ends`].
+/// [`ProtocolError::Session`] if the layers do not fit; [`ProtocolError::Randomness`] if the system has none. Errors of
+/// roles are in [`Ends`].
 pub async fn run(
     session: &SessionConfig,
     coordinator: &JoinOptions,
     server: &JoinOptions,
+    parties: &[PartyOptions],
+    pipe: usize,
+    observer: &mut dyn Observer,
+) -> Result<Ends, ProtocolError> {
+    let server = Server::of_session(session, server)?;
+    run_with(session, coordinator, server, parties, pipe, observer).await
+}
+
+/// As [`run`], with a server of the caller's own, for example one with a model of their own.
+///
+/// # Errors
+/// [`ProtocolError::Randomness`] if the system has none; errors of roles are in [`Ends`].
+pub async fn run_with(
+    session: &SessionConfig,
+    coordinator: &JoinOptions,
+    server: Server<'_>,
     parties: &[PartyOptions],
     pipe: usize,
     observer: &mut dyn Observer,
@@ -45,9 +63,8 @@ pub async fn run(
         }
     };
     let serving = async move {
-        let model = Server::of_session(session, server).map_err(|_| gone(Role::Server))?;
         match server_end {
-            Some(mut end) => model.run(&mut end).await,
+            Some(mut end) => server.run(&mut end).await,
             None => Err(gone(Role::Server)),
         }
     };

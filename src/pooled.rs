@@ -154,8 +154,11 @@ pub fn train(session: &SessionConfig, sources: &[DataSource], only: Option<u16>)
     })
 }
 
-/// The scaled columns of the given parties side by side, and the label holder's labels.
-fn pool(
+/// The scaled columns of the given parties side by side, `[rows, d]`, and the label holder's labels.
+///
+/// # Errors
+/// [`PooledError`] naming the file that cannot be read or does not fit the others.
+pub fn pool(
     session: &SessionConfig,
     sources: &[DataSource],
     only: Option<u16>,

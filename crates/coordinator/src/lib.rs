@@ -76,6 +76,7 @@ async fn coordinate(
     observer: &mut dyn Observer,
     network: &mut Network,
 ) -> Result<SessionRecord, ProtocolError> {
+    let started = Instant::now();
     let kept = Incarnation::in_directory(&options.directory);
     let mut incarnation = kept.last()?;
     let mut shapes = BTreeMap::new();
@@ -121,7 +122,7 @@ async fn coordinate(
         channel.set_timeout(Duration::from_secs(2));
         let _ = channel.recv::<Finish>(Step::SETUP).await;
     }
-    record.finish();
+    record.finish(started.elapsed());
     Ok(record)
 }
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use spnn_protocol::message::{Done, EpochEnd, Metrics};
 use spnn_protocol::{FirstLayerKind, Role, SessionConfig, Task};
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::Duration;
 
 /// Numbers of rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,8 +73,6 @@ pub struct SessionRecord {
     pub cpu_seconds: BTreeMap<Role, f64>,
     /// Largest resident set of each process.
     pub peak_rss_bytes: BTreeMap<Role, u64>,
-    #[serde(skip, default = "Instant::now")]
-    started: Instant,
     #[serde(skip)]
     ended: BTreeMap<Role, u32>,
 }
@@ -106,7 +104,6 @@ impl SessionRecord {
             wall_seconds: 0.0,
             cpu_seconds: BTreeMap::new(),
             peak_rss_bytes: BTreeMap::new(),
-            started: Instant::now(),
             ended: session.roles().filter(|&r| r != Role::Coordinator).map(|r| (r, 0)).collect(),
         }
     }
@@ -131,7 +128,8 @@ impl SessionRecord {
         record.seconds = record.seconds.max(end.seconds);
         record.train_loss = record.train_loss.or(end.train_loss);
         record.test = record.test.or(end.test);
-        record.bytes_sent.insert(role, end.bytes_sent.iter().map(|(_, n)| n).sum());
+        let total = end.bytes_sent.iter().fold(0_u64, |total, (_, n)| total.saturating_add(*n));
+        record.bytes_sent.insert(role, total);
         record.bytes_sent_by_kind.insert(role, end.bytes_sent.into_iter().collect());
         record.wire_bytes_sent.insert(role, end.wire_bytes_sent);
         record.cpu_seconds.insert(role, end.cpu_seconds);
@@ -144,8 +142,8 @@ impl SessionRecord {
         self.peak_rss_bytes.insert(role, done.peak_rss_bytes);
     }
 
-    pub(crate) fn finish(&mut self) {
-        self.wall_seconds = self.started.elapsed().as_secs_f64();
+    pub(crate) fn finish(&mut self, wall: Duration) {
+        self.wall_seconds = wall.as_secs_f64();
         self.cpu_seconds.insert(Role::Coordinator, spnn_protocol::usage::cpu_seconds());
         self.peak_rss_bytes.insert(Role::Coordinator, spnn_protocol::usage::peak_rss_bytes());
     }

@@ -118,7 +118,7 @@ impl FixedPoint {
         if encode_slice(values, masks, scale, limit) {
             return Ok(());
         }
-        let position = values.iter().position(|x| !(f64::from(x.abs()) < limit)).unwrap_or(0);
+        let position = values.iter().position(|x| x.is_nan() || f64::from(x.abs()) >= limit).unwrap_or(0);
         Err(EncodeError { position })
     }
 

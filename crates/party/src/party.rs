@@ -11,7 +11,8 @@ use spnn_protocol::first_layer::{PartySide, party_side};
 use spnn_protocol::message::{Done, Finish, Metrics, Report, Task};
 use spnn_protocol::transport::Transport;
 use spnn_protocol::{
-    JoinOptions, Joined, Joining, Network, ProtocolError, Role, SavedModel, Schedule, SessionConfig, Step, usage,
+    JoinOptions, Joined, Joining, Network, ProtocolError, Role, SavedModel, Schedule, SessionConfig, SessionError,
+    Step, usage,
 };
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -210,9 +211,9 @@ const LONG: Duration = Duration::from_secs(30 * 24 * 3600);
 
 impl Head {
     fn new(session: &SessionConfig, rng: &mut SecretRng) -> Result<Self, PartyError> {
-        let unfit = |e: &dyn std::fmt::Display| PartyError::Unfit(e.to_string());
-        let width = session.server_output_width().map_err(|e| unfit(&e))?;
-        let layer = LabelHead::new(width, &session.model.head, session.seed).map_err(|e| unfit(&e))?;
+        let width = session.server_output_width().map_err(ProtocolError::from)?;
+        let layer = LabelHead::new(width, &session.model.head, session.seed)
+            .map_err(|e| ProtocolError::from(SessionError::from(e)))?;
         Ok(Self {
             layer,
             optimizer: Optimizer::new(&session.train.optimizer, rng.bytes32()),

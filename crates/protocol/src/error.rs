@@ -341,6 +341,9 @@ pub enum ProtocolError {
         /// Which.
         kind: crate::FirstLayerKind,
     },
+    /// The session itself does not make sense.
+    #[error(transparent)]
+    Session(#[from] crate::SessionError),
     /// The fixed-point format does not work.
     #[error(transparent)]
     FixedPoint(#[from] FixedPointError),
@@ -397,6 +400,7 @@ impl ProtocolError {
             Self::Listen { .. } => (Cause::Network, me),
             Self::Identity { .. }
             | Self::Unprotected { .. }
+            | Self::Session(_)
             | Self::FixedPoint(_)
             | Self::OwnMessage { .. }
             | Self::SavedModel { .. }

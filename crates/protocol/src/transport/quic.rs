@@ -260,7 +260,8 @@ impl QuicTransport {
         let role = Role::Party(peer);
         let address = "the coordinator's relay";
         let pin = self.options.pins.get(&role).copied().ok_or_else(|| {
-            connect_error(role, address, format!("this party's configuration has no fingerprint for it under [peers]"))
+            let reason = "this party's configuration has no fingerprint for it under [peers]";
+            connect_error(role, address, reason.into())
         })?;
         let (connection, link) = self
             .dialed
