@@ -5,12 +5,14 @@
 //! - [`RingElement`]: Z_2^32 and Z_2^64, the groups in which shares are added.
 //! - [`FixedPoint`]: real numbers as ring elements, with the guards that keep a sum from wrapping.
 //! - [`PairKey`], [`MaskContext`]: masks that two parties derive alike and that cancel in the sum.
+//! - [`paillier`]: additively homomorphic encryption of many values per ciphertext.
 //! - [`SecretRng`]: secret randomness, from the operating system.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod fixed_point;
 mod mask;
+pub mod paillier;
 mod ring;
 mod secret_rng;
 

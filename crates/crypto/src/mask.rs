@@ -74,7 +74,7 @@ impl PairKey {
     /// The mask is uniform over the ring for anyone without the key: AES-128 in counter mode, keyed by
     /// HKDF-SHA-256(pair key, context). Nothing is disclosed here.
     pub fn mask<R: RingElement>(&self, context: &MaskContext, sign: Sign, values: &mut [R]) {
-        let mut stream = self.stream(context);
+        let mut stream = self.stream(b"spnn/1 pairwise mask", context);
         let mut keystream = Zeroizing::new([0_u8; CHUNK_BYTES]);
         for values in values.chunks_mut(CHUNK_BYTES / size_of::<R>()) {
             let bytes = &mut keystream[..size_of_val(values)];
@@ -89,10 +89,10 @@ impl PairKey {
         }
     }
 
-    fn stream(&self, context: &MaskContext) -> Ctr64LE<Aes128> {
-        const LABEL: &[u8] = b"spnn/1 pairwise mask";
+    /// The keystream of one context; `label` separates the groups in which masks are added.
+    pub(crate) fn stream(&self, label: &[u8], context: &MaskContext) -> Ctr64LE<Aes128> {
         let info = [
-            LABEL,
+            label,
             &context.session,
             &context.incarnation.to_le_bytes(),
             &[context.phase],

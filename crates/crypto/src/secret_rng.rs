@@ -31,6 +31,16 @@ impl SecretRng {
         rand::Rng::fill_bytes(&mut self.0, &mut bytes);
         bytes
     }
+
+    /// Fills `bytes` with fresh secret bytes.
+    pub fn fill_bytes(&mut self, bytes: &mut [u8]) {
+        rand::Rng::fill_bytes(&mut self.0, bytes);
+    }
+
+    /// The generator itself, for libraries that draw by themselves.
+    pub(crate) fn generator(&mut self) -> &mut rand::rngs::StdRng {
+        &mut self.0
+    }
 }
 
 impl fmt::Debug for SecretRng {
