@@ -13,7 +13,7 @@ use spnn_protocol::message::{Finish, Go, Progress, Ready, Report, Start};
 use spnn_protocol::transport::Transport;
 use spnn_protocol::{
     Channel, DataShape, Ending, Incarnation, JoinOptions, Network, ProtocolError, Role, SessionConfig, Step, Task, all,
-    compare, hello,
+    greet, hello, within,
 };
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -48,6 +48,11 @@ pub trait Observer {
     fn on(&mut self, event: &Event<'_>);
 }
 
+/// A role may be ahead of the coordinator by so many starts, if the coordinator has lost its directory. One that could
+/// name any number could use all of them up.
+const STARTS_AHEAD_MAX: u64 = 1 << 20;
+/// Once a role is known to be gone, others have this long to say why.
+const ROOT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longer than any epoch; a dead peer is noticed by its connection.
 const LONG: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -78,7 +83,8 @@ async fn coordinate(
 ) -> Result<SessionRecord, ProtocolError> {
     let started = Instant::now();
     let kept = Incarnation::in_directory(&options.directory);
-    let mut incarnation = kept.last()?;
+    let last = kept.last()?;
+    let mut incarnation = last;
     let mut shapes = BTreeMap::new();
     let deadline = Instant::now() + options.join_timeout;
     for role in session.roles().filter(|&r| r != Role::Coordinator) {
@@ -86,10 +92,13 @@ async fn coordinate(
         let mut channel = transport.connect(role, left).await?;
         channel.set_timeout(options.join_timeout);
         let ours = hello(session, options.task, incarnation, DataShape::default());
-        let theirs = channel.exchange(Step::SETUP, &ours).await;
+        let theirs = greet(&mut channel, session, &ours).await;
         network.add(channel);
         let theirs = theirs?;
-        compare(session, options.task, role, &theirs)?;
+        if theirs.incarnation > last.saturating_add(STARTS_AHEAD_MAX) {
+            let expected = format!("at most {STARTS_AHEAD_MAX} above {last}");
+            return Err(ProtocolError::Incarnation { peer: role, expected, found: theirs.incarnation });
+        }
         incarnation = incarnation.max(theirs.incarnation);
         if let Role::Party(_) = role {
             shapes.insert(role, (theirs.rows, theirs.features));
@@ -113,7 +122,7 @@ async fn coordinate(
     observer.on(&Event::Started { train_rows, test_rows });
     let mut record = SessionRecord::new(session, options.task, incarnation, train_rows, test_rows, start.features);
     let channels = std::mem::replace(network, Network::new(Role::Coordinator)).into_channels();
-    let (channels, heard) = gather(channels, &mut record, observer).await;
+    let (channels, heard) = gather(session, channels, &mut record, observer).await;
     channels.into_iter().for_each(|c| network.add(c));
     heard?;
     all(network.channels().map(|c| c.send(Step::SETUP, &Finish))).await?;
@@ -137,6 +146,7 @@ fn common_rows(shapes: &BTreeMap<Role, (u32, u32)>) -> Result<u32, ProtocolError
 
 /// Listens to all roles at once until each is done. Gives the channels back in any case, so that peers can be told.
 async fn gather(
+    session: &SessionConfig,
     channels: Vec<Channel>,
     record: &mut SessionRecord,
     observer: &mut dyn Observer,
@@ -150,7 +160,12 @@ async fn gather(
         .collect();
     let mut done = Vec::new();
     let mut failed: Option<ProtocolError> = None;
-    while let Some((channel, report)) = listening.next().await {
+    loop {
+        // When one role goes, others follow within moments and say why; the root is worth a short wait.
+        let next = listening.next();
+        let next = if failed.is_some() { within(ROOT_TIMEOUT, next).await.flatten() } else { next.await };
+        let Some((channel, report)) = next else { break };
+        let report = report.and_then(|report| record.check(session, channel.peer(), report));
         match report {
             Ok(Report::Done(d)) => {
                 record.done(channel.peer(), d);
@@ -166,7 +181,6 @@ async fn gather(
                 }
             }
             Err(e) => {
-                // When one role goes, others follow within moments and say why; the root is worth a short wait.
                 let root = is_root(&e);
                 done.push(channel);
                 if failed.as_ref().is_none_or(|f| !is_root(f) && root) {

@@ -1,8 +1,8 @@
 //! What a session was, in numbers: the content of `report.json`.
 
 use serde::{Deserialize, Serialize};
-use spnn_protocol::message::{Done, EpochEnd, Metrics};
-use spnn_protocol::{FirstLayerKind, Role, SessionConfig, Task};
+use spnn_protocol::message::{Done, EpochEnd, Kind, Metrics, Report};
+use spnn_protocol::{FirstLayerKind, ProtocolError, Role, SessionConfig, Task};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -106,6 +106,49 @@ impl SessionRecord {
             peak_rss_bytes: BTreeMap::new(),
             ended: session.roles().filter(|&r| r != Role::Coordinator).map(|r| (r, 0)).collect(),
         }
+    }
+
+    /// A report as it may come from `role`; anything else is refused, so that no role can fill this one's memory, end
+    /// before its work is done, or speak for the label holder.
+    pub(crate) fn check(&self, session: &SessionConfig, role: Role, report: Report) -> Result<Report, ProtocolError> {
+        let passes = if self.task == Task::Train { session.train.epochs } else { 1 };
+        let ended = self.ended.get(&role).copied().unwrap_or(0);
+        let is_holder = role == session.label_role();
+        let finite = |values: &[f64]| values.iter().all(|v| v.is_finite());
+        let (fits, expected) = match &report {
+            Report::Progress(p) => (
+                is_holder && ended < passes && p.rows <= self.rows.train.into() && p.loss.is_finite(),
+                "progress of the label holder within an epoch",
+            ),
+            Report::EpochEnd(end) => {
+                let mut kinds: Vec<&str> = end.bytes_sent.iter().map(|(kind, _)| kind.as_str()).collect();
+                kinds.sort_unstable();
+                kinds.dedup();
+                let known = kinds.iter().all(|kind| Kind::ALL.iter().any(|k| k.name() == *kind));
+                let labels = end.test.map(|m| [Some(m.loss), m.auc, m.accuracy]).unwrap_or_default();
+                let labels: Vec<f64> = labels.into_iter().chain([end.train_loss]).flatten().collect();
+                (
+                    ended < passes
+                        && known
+                        && kinds.len() == end.bytes_sent.len()
+                        && finite(&[end.seconds, end.cpu_seconds])
+                        && finite(&labels)
+                        && (is_holder || labels.is_empty()),
+                    "the end of an epoch, with metrics from the label holder only",
+                )
+            }
+            Report::Done(done) => (ended == passes && finite(&[done.cpu_seconds]), "the end after the last epoch"),
+        };
+        if fits {
+            return Ok(report);
+        }
+        let found = match report {
+            Report::Progress(_) => "progress",
+            Report::EpochEnd(_) => "the end of an epoch",
+            Report::Done(_) => "the end",
+        };
+        let expected = format!("a report of {expected}");
+        Err(ProtocolError::Unexpected { peer: role, expected, found: format!("a report of {found} that is none") })
     }
 
     /// The epoch whose end not all roles have reported, from 1.

@@ -73,6 +73,9 @@ impl Party<'_> {
             let z = head.z.slice(s![..n, ..]);
             if !self.gathered.labels().is_empty() {
                 scored.loss += head.layer.loss(z, self.gathered.labels()).map_err(model)?;
+                if !scored.loss.is_finite() {
+                    return Err(ProtocolError::Diverged { step, what: "the loss" });
+                }
             }
             let scores = head.layer.scores(z).map_err(model)?;
             scored.scores.slice_mut(s![batch.start..batch.start + n, ..]).assign(&scores);

@@ -5,6 +5,7 @@ use crate::message::{
     CONTROL_BYTES_MAX, CodecError, Control, HEADER_BYTES, Header, Kind, decode_control, encode_control,
 };
 use crate::{Role, Step};
+use futures_util::future::BoxFuture;
 use ndarray::{ArrayView2, ArrayViewMut2};
 use spnn_crypto::PairKey;
 use std::collections::BTreeMap;
@@ -22,6 +23,14 @@ pub trait Link: Send + Sync {
     fn end(&self, ending: Ending);
     /// What the peer said when it went, if it did.
     fn peer_ending(&self) -> Option<Ending>;
+    /// Ends when the connection is down.
+    fn down(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+    /// What the peer did that made this side close the connection, if that is why it is down.
+    fn violation(&self) -> Option<String> {
+        None
+    }
     /// Why the connection is down, for people.
     fn down_reason(&self) -> Option<String>;
     /// Bytes of UDP payload sent on this connection; 0 where another channel's link counts them.
@@ -121,11 +130,27 @@ impl Channel {
             writer.write_all(&body).await?;
             writer.flush().await
         };
+        // A peer that never reads must not hold us, whatever it sends.
+        let sending = tokio::time::timeout(self.timeout, sending);
         let (sent, received) = futures_util::join!(sending, self.recv::<C>(step));
         self.writer = writer;
         let received = received?;
-        sent.map_err(|e| self.gone(step, &e))?;
-        Ok(received)
+        match sent {
+            Err(_) => Err(self.timed_out(step, format!("room for a {}", C::KIND.name()))),
+            Ok(Err(e)) => Err(self.gone(step, &e).await),
+            Ok(Ok(())) => Ok(received),
+        }
+    }
+
+    /// Waits, for a moment at most, until the peer has read all that was sent. Closing a connection drops what is under
+    /// way; where both peers are about to close for the same reason, each should still get what tells it so.
+    pub async fn linger(&mut self) {
+        let reading = async {
+            // The peer ends its stream only after it has read our last message.
+            let _ = self.writer.shutdown().await;
+            let _ = self.reader.read(&mut [0]).await;
+        };
+        let _ = tokio::time::timeout(LINGER, reading).await;
     }
 
     /// Sends a matrix row by row.
@@ -211,7 +236,7 @@ impl Channel {
         let written = tokio::time::timeout(self.timeout, writing).await;
         match written {
             Err(_) => return Err(self.timed_out(step, format!("room for a {}", kind.name()))),
-            Ok(Err(e)) => return Err(self.gone(step, &e)),
+            Ok(Err(e)) => return Err(self.gone(step, &e).await),
             Ok(Ok(())) => {}
         }
         *self.sent.entry(kind).or_default() += (HEADER_BYTES + body.len()) as u64;
@@ -235,19 +260,23 @@ impl Channel {
     async fn read(&mut self, out: &mut [u8], kind: Kind, step: Step) -> Result<(), ProtocolError> {
         match tokio::time::timeout(self.timeout, self.reader.read_exact(out)).await {
             Err(_) => Err(self.timed_out(step, kind_in_step(kind, step))),
-            Ok(Err(e)) => Err(self.gone(step, &e)),
+            Ok(Err(e)) => Err(self.gone(step, &e).await),
             Ok(Ok(_)) => Ok(()),
         }
     }
 
-    fn gone(&self, step: Step, error: &std::io::Error) -> ProtocolError {
-        match self.link.peer_ending() {
-            Some(ending) => ProtocolError::PeerEnded { peer: self.peer, step, ending },
-            None => ProtocolError::PeerGone {
-                peer: self.peer,
-                step,
-                reason: self.link.down_reason().unwrap_or_else(|| error.to_string()),
-            },
+    fn gone(&self, step: Step, error: &std::io::Error) -> impl Future<Output = ProtocolError> + Send + use<> {
+        let (peer, link, error) = (self.peer, Arc::clone(&self.link), error.to_string());
+        async move {
+            // The end of a stream can arrive just before the words that say why.
+            let _ = within(LAST_WORDS, link.down()).await;
+            if let Some(found) = link.violation() {
+                return ProtocolError::Unexpected { peer, expected: format!("a message of {step}"), found };
+            }
+            match link.peer_ending() {
+                Some(ending) => ProtocolError::PeerEnded { peer, step, ending },
+                None => ProtocolError::PeerGone { peer, step, reason: link.down_reason().unwrap_or(error) },
+            }
         }
     }
 
@@ -263,6 +292,16 @@ impl Channel {
         let Header { kind, step, body_bytes, .. } = *header;
         ProtocolError::BodyLength { peer: self.peer, step, kind, expected, found: body_bytes.into() }
     }
+}
+
+/// How long the reason of an end may arrive after the end itself.
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Longer than a round trip anywhere.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// The result of a future, or nothing if it takes longer than `limit`.
+pub async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(limit, future).await.ok()
 }
 
 /// Waits for several channels at once, so that no peer has to wait until another one has been read.

@@ -96,8 +96,7 @@ impl<'a> Joining<'a> {
         let last = kept.last()?;
         let shape = data.unwrap_or_default();
         let hello = |incarnation| hello(session, options.task, incarnation, shape);
-        let theirs = coordinator.exchange(Step::SETUP, &hello(last)).await?;
-        compare(session, options.task, Role::Coordinator, &theirs)?;
+        greet(&mut coordinator, session, &hello(last)).await?;
 
         let start: Start = coordinator.recv(Step::SETUP).await?;
         let incarnation = start.incarnation;
@@ -110,14 +109,20 @@ impl<'a> Joining<'a> {
         }
         kept.begin(incarnation)?;
         let (features_total, columns) = columns(session, me, &start)?;
+        if data.is_some_and(|ours| (ours.rows, ours.features as usize) != (start.rows, columns.len())) {
+            return Err(ProtocolError::Unexpected {
+                peer: Role::Coordinator,
+                expected: format!("{} rows and {} features of this party", shape.rows, shape.features),
+                found: format!("{} and {}", start.rows, columns.len()),
+            });
+        }
         info!(incarnation, rows = start.rows, features_total, "session starts");
 
         let mut network = Network::new(me);
         for peer in peers(session, me) {
             let mut channel = transport.connect(peer, options.join_timeout).await?;
             channel.set_timeout(options.join_timeout);
-            let theirs = channel.exchange(Step::SETUP, &hello(incarnation)).await?;
-            compare(session, options.task, peer, &theirs)?;
+            let theirs = greet(&mut channel, session, &hello(incarnation)).await?;
             if theirs.incarnation != incarnation {
                 let expected = incarnation.to_string();
                 return Err(ProtocolError::Incarnation { peer, expected, found: theirs.incarnation });
@@ -149,11 +154,22 @@ pub fn hello(session: &SessionConfig, task: Task, incarnation: u64, shape: DataS
     }
 }
 
-/// Compares a peer's [`Hello`] with our own session and task.
+/// Exchanges [`Hello`] with a peer and compares session and task. The peer compares as well: if they differ, this waits
+/// until it has read ours, so that both can name the difference.
 ///
 /// # Errors
-/// [`ProtocolError::SessionMismatch`] naming the first field that differs, or [`ProtocolError::TaskMismatch`].
-pub fn compare(session: &SessionConfig, task: Task, peer: Role, theirs: &Hello) -> Result<(), ProtocolError> {
+/// [`ProtocolError::SessionMismatch`] naming the first field that differs, or [`ProtocolError::TaskMismatch`]; what
+/// [`Channel::exchange`] finds.
+pub async fn greet(channel: &mut Channel, session: &SessionConfig, ours: &Hello) -> Result<Hello, ProtocolError> {
+    let theirs = channel.exchange(Step::SETUP, ours).await?;
+    let compared = compare(session, ours.task, channel.peer(), &theirs);
+    if compared.is_err() {
+        channel.linger().await;
+    }
+    compared.map(|()| theirs)
+}
+
+fn compare(session: &SessionConfig, task: Task, peer: Role, theirs: &Hello) -> Result<(), ProtocolError> {
     if let Some(difference) = session.difference(&theirs.session) {
         return Err(ProtocolError::SessionMismatch { peer, difference });
     }
@@ -202,6 +218,7 @@ async fn compare_ids(channel: &mut Channel, shape: &DataShape) -> Result<(), Pro
     let ours = IdDigest(key.digest("ordered ids", &shape.ids));
     let theirs = channel.exchange(Step::SETUP, &ours).await?;
     if theirs != ours {
+        channel.linger().await;
         return Err(ProtocolError::Misaligned { peer: channel.peer() });
     }
     Ok(())

@@ -23,12 +23,12 @@ mod step;
 pub mod transport;
 pub mod usage;
 
-pub use channel::{Channel, Link, Reader, Writer, all};
+pub use channel::{Channel, Link, Reader, Writer, all, within};
 pub use durable::write_durable;
 pub use error::{Cause, Ending, ProtocolError};
 pub use identity::{Fingerprint, Identity, inspect_certificate};
 pub use incarnation::Incarnation;
-pub use join::{DataShape, JoinOptions, Joined, Joining, compare, hello};
+pub use join::{DataShape, JoinOptions, Joined, Joining, greet, hello};
 pub use message::Task;
 pub use meter::Meter;
 pub use network::Network;

@@ -34,6 +34,8 @@ struct Manifest<Extra> {
     session: SessionConfig,
     /// SHA-256 of `model.safetensors`, so that the two files cannot be mixed up or damaged unnoticed.
     tensors_sha256: String,
+    /// SHA-256 of `extra` as compact JSON: a scaling with one digit changed would still look like one.
+    extra_sha256: String,
     extra: Extra,
 }
 
@@ -75,6 +77,7 @@ impl<Extra: Serialize + DeserializeOwned> SavedModel<Extra> {
             role,
             session: session.clone(),
             tensors_sha256: hex(&Sha256::digest(&bytes)),
+            extra_sha256: digest(&self.extra).map_err(|e| storage(&e))?,
             extra: &self.extra,
         };
         let text = serde_json::to_string_pretty(&manifest).map_err(|e| storage(&e))?;
@@ -97,6 +100,9 @@ impl<Extra: Serialize + DeserializeOwned> SavedModel<Extra> {
         if let Some(difference) = session.difference(&manifest.session.canonical()) {
             let reason = format!("belongs to another session: {difference}");
             return Err(misfit(&manifest_file, &reason));
+        }
+        if digest(&manifest.extra).map_err(|e| misfit(&manifest_file, &e))? != manifest.extra_sha256 {
+            return Err(misfit(&manifest_file, &"its content is not what was saved: damaged or edited"));
         }
         let bytes = std::fs::read(&tensors_file).map_err(|e| misfit(&tensors_file, &e))?;
         if hex(&Sha256::digest(&bytes)) != manifest.tensors_sha256 {
@@ -137,6 +143,10 @@ impl<Extra: Serialize + DeserializeOwned> SavedModel<Extra> {
 
 fn misfit(file: &Path, reason: &dyn std::fmt::Display) -> ProtocolError {
     ProtocolError::SavedModel { file: PathBuf::from(file), reason: reason.to_string() }
+}
+
+fn digest<T: Serialize>(value: &T) -> serde_json::Result<String> {
+    Ok(hex(&Sha256::digest(serde_json::to_string(value)?)))
 }
 
 fn hex(bytes: &[u8]) -> String {

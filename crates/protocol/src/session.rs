@@ -375,7 +375,7 @@ impl SessionConfig {
     #[must_use]
     pub fn difference(&self, theirs: &str) -> Option<Difference> {
         let ours = serde_json::to_value(self).unwrap_or_default();
-        let theirs = serde_json::from_str(theirs).unwrap_or_default();
+        let theirs: serde_json::Value = serde_json::from_str(theirs).unwrap_or_default();
         first_difference("", &ours, &theirs)
     }
 
@@ -427,15 +427,20 @@ impl fmt::Display for Difference {
     }
 }
 
-fn first_difference(path: &str, ours: &serde_json::Value, theirs: &serde_json::Value) -> Option<Difference> {
+/// A key that one of them lacks is a difference, even where the other has `null`.
+fn first_difference<'a>(
+    path: &str,
+    ours: impl Into<Option<&'a serde_json::Value>>,
+    theirs: impl Into<Option<&'a serde_json::Value>>,
+) -> Option<Difference> {
     use serde_json::Value::{Array, Object};
-    let below = |key: &dyn fmt::Display| if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
-    match (ours, theirs) {
-        (Object(a), Object(b)) => a
+    let below = |key: &dyn fmt::Display| cut(if path.is_empty() { key.to_string() } else { format!("{path}.{key}") });
+    match (ours.into(), theirs.into()) {
+        (Some(Object(a)), Some(Object(b))) => a
             .keys()
             .chain(b.keys().filter(|k| !a.contains_key(*k)))
-            .find_map(|k| first_difference(&below(k), a.get(k).or_null(), b.get(k).or_null())),
-        (Array(a), Array(b)) if a.len() == b.len() => {
+            .find_map(|k| first_difference(&below(k), a.get(k), b.get(k))),
+        (Some(Array(a)), Some(Array(b))) if a.len() == b.len() => {
             a.iter().zip(b).enumerate().find_map(|(i, (a, b))| first_difference(&below(&i), a, b))
         }
         (a, b) if a == b => None,
@@ -443,22 +448,16 @@ fn first_difference(path: &str, ours: &serde_json::Value, theirs: &serde_json::V
     }
 }
 
-/// `null` where a key is absent.
-trait OrNull<'a> {
-    fn or_null(self) -> &'a serde_json::Value;
+fn short(value: Option<&serde_json::Value>) -> String {
+    value.map_or_else(|| "absent".into(), |v| cut(v.to_string()))
 }
 
-impl<'a> OrNull<'a> for Option<&'a serde_json::Value> {
-    fn or_null(self) -> &'a serde_json::Value {
-        self.unwrap_or(&serde_json::Value::Null)
+/// What comes from a peer may be long, or meant for the terminal: it is cut and made printable before it is shown.
+fn cut(text: String) -> String {
+    let mut chars = text.chars();
+    let mut cut: String = chars.by_ref().take(80).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    if chars.next().is_some() {
+        cut.push('…');
     }
-}
-
-/// A peer's value may be long or hostile: it is cut before it is shown.
-fn short(value: &serde_json::Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(80) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
+    cut
 }

@@ -7,6 +7,7 @@
 //! Refused unless a role's own configuration allows it by name.
 
 use super::{PartySide, ServerSide};
+use crate::message::Kind;
 use crate::{Network, ProtocolError, Role, SessionConfig, Step};
 use async_trait::async_trait;
 use ndarray::{Array2, ArrayView2, s};
@@ -84,7 +85,12 @@ impl ServerSide for Server {
         }
         let mut sum = self.sum.slice_mut(s![..rows, ..]);
         sum.fill(0.0);
-        for product in &self.products {
+        for (party, product) in (0..).zip(&self.products) {
+            if let Some(at) = product.iter().position(|v| !v.is_finite()) {
+                let (peer, kind) = (Role::party(party), Kind::FirstLayer);
+                let (row, column) = (at / self.width.max(1), at % self.width.max(1));
+                return Err(ProtocolError::NotFinite { peer, step, kind, row, column });
+            }
             sum.iter_mut().zip(product).for_each(|(s, p)| *s += p);
         }
         if let Some(at) = sum.iter().position(|v| !v.is_finite()) {

@@ -5,12 +5,13 @@
 
 use super::Transport;
 use super::relay::{Relay, RelayLink, meet};
-use crate::channel::{Channel, Link};
+use crate::channel::{Channel, LAST_WORDS, Link, within};
 use crate::error::{Cause, Ending};
 use crate::identity::{Fingerprint, Identity, role_and_fingerprint};
 use crate::message::ALPN;
 use crate::{PartyId, ProtocolError, Role};
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use spnn_crypto::PairKey;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
@@ -99,7 +100,11 @@ struct Arrival {
     peer: Role,
     connection: Connection,
     streams: (SendStream, RecvStream),
+    violation: Violation,
 }
+
+/// What a peer did that made the door close its connection.
+type Violation = Arc<OnceLock<String>>;
 
 /// What a stream is for: its first four bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,7 +240,8 @@ impl QuicTransport {
             // looked at it.
             Ok(Err(e)) => return Err(connection.close_reason().map_or_else(|| again(&e), |r| refused(peer, &r))),
         };
-        let link: Arc<dyn Link> = Arc::new(QuicLink { peer, connection: connection.clone() });
+        let violation = Violation::default();
+        let link: Arc<dyn Link> = Arc::new(QuicLink { peer, connection: connection.clone(), violation });
         self.dialed.insert(peer, (connection, Arc::clone(&link)));
         Ok(Channel::new(peer, link, Box::new(recv), Box::new(send), self.options.peer_timeout))
     }
@@ -246,8 +252,8 @@ impl QuicTransport {
                 return Ok(channel);
             }
             match timeout_at(deadline, self.arrivals.recv()).await {
-                Ok(Some(Arrival { peer, connection, streams: (send, recv) })) => {
-                    let link = Arc::new(QuicLink { peer, connection });
+                Ok(Some(Arrival { peer, connection, streams: (send, recv), violation })) => {
+                    let link = Arc::new(QuicLink { peer, connection, violation });
                     let channel = Channel::new(peer, link, Box::new(recv), Box::new(send), self.options.peer_timeout);
                     self.arrived.insert(peer, channel);
                 }
@@ -276,6 +282,8 @@ impl QuicTransport {
         let (stream, presented, key) = match met {
             Ok(met) => met,
             Err(reason) => {
+                // The other party may have gone, and the coordinator is about to say why.
+                let _ = within(LAST_WORDS, link.down()).await;
                 return Err(match link.peer_ending() {
                     Some(ending) => {
                         ProtocolError::PeerEnded { peer: Role::Coordinator, step: crate::Step::SETUP, ending }
@@ -363,7 +371,7 @@ fn alert(code: u64) -> Option<String> {
         45 => "certificate expired",
         46 => "certificate unknown",
         48 => "unknown authority (another CA signed it)",
-        51 => "decrypt error",
+        51 => "its signature does not verify (another CA of the same name signed it)",
         116 => "a certificate is required",
         120 => "no common protocol version",
         _ => "TLS alert",
@@ -405,30 +413,54 @@ async fn accept(endpoint: Endpoint, door: Arc<Door>) {
                 Ok(connection) => connection,
                 Err(e) => return warn!(%address, "refused a connection: {e}"),
             };
-            if let Err(reason) = door.receive(&connection).await {
-                warn!(%address, "turned away: {reason}");
-                let ending = Ending { cause: Cause::TurnedAway, culprit: door.me };
-                close(&connection, ending);
+            match door.receive(&connection).await {
+                Ok(()) => {}
+                Err(Refusal::TurnedAway(reason)) => {
+                    warn!(%address, "turned away: {reason}");
+                    close(&connection, Ending { cause: Cause::TurnedAway, culprit: door.me });
+                }
+                Err(Refusal::Violation(peer, reason)) => {
+                    warn!(%address, "closed: {peer} sent {reason}");
+                    close(&connection, Ending { cause: Cause::Protocol, culprit: peer });
+                }
             }
         });
     }
 }
 
+/// Why the door closes a connection.
+enum Refusal {
+    /// This peer has no business here.
+    TurnedAway(String),
+    /// It has, and misbehaves.
+    Violation(Role, String),
+}
+
 impl Door {
     /// Serves one connection: its session stream, and at the coordinator its relayed streams.
-    async fn receive(&self, connection: &Connection) -> Result<(), String> {
-        let peer = peer_role(connection)?;
+    async fn receive(&self, connection: &Connection) -> Result<(), Refusal> {
+        let peer = peer_role(connection).map_err(Refusal::TurnedAway)?;
         if !self.expect.contains(&peer) {
-            return Err(format!("{peer} does not take part here"));
+            return Err(Refusal::TurnedAway(format!("{peer} does not take part here")));
         }
         {
             let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
             if present.get(&peer).is_some_and(|c| c.close_reason().is_none()) {
-                return Err(format!("{peer} is connected already: a second process with its certificate"));
+                let reason = format!("{peer} is connected already: a second process with its certificate");
+                return Err(Refusal::TurnedAway(reason));
             }
             present.insert(peer, connection.clone());
         }
         info!(%peer, "connected");
+        let violation = Violation::default();
+        self.serve(peer, connection, &violation).await.map_err(|reason| {
+            // Told before the connection closes, so that whoever waits on it finds the reason.
+            Refusal::Violation(peer, violation.get_or_init(|| reason).clone())
+        })
+    }
+
+    async fn serve(&self, peer: Role, connection: &Connection, violation: &Violation) -> Result<(), String> {
+        let mut has_channel = false;
         loop {
             let (mut send, mut recv) = match connection.accept_bi().await {
                 Ok(streams) => streams,
@@ -437,14 +469,18 @@ impl Door {
             let mut bytes = [0; 4];
             match tokio::time::timeout(OPENING_TIMEOUT, recv.read_exact(&mut bytes)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(_)) => return Ok(()),
-                Err(_) => return Err(format!("{peer} opened a stream and said nothing")),
+                Ok(Err(_)) if connection.close_reason().is_some() => return Ok(()),
+                Ok(Err(_)) => return Err("a stream that ends before it says what it is for".into()),
+                Err(_) => return Err("a stream that does not say what it is for".into()),
             }
             match (Opening::decode(bytes), &self.relay, peer) {
-                (Some(Opening::Session), _, _) => {
+                (Some(Opening::Session), _, _) if !has_channel => {
+                    has_channel = true;
                     accepted(&mut send).await;
-                    let arrival = Arrival { peer, connection: connection.clone(), streams: (send, recv) };
-                    self.found.send(arrival).await.map_err(|_| "the session is over")?;
+                    let violation = Arc::clone(violation);
+                    let arrival = Arrival { peer, connection: connection.clone(), streams: (send, recv), violation };
+                    // Nobody waits for arrivals once the session is over.
+                    let _ = self.found.send(arrival).await;
                 }
                 (Some(Opening::Relay(to)), Some(relay), Role::Party(from))
                     if self.expect.contains(&Role::Party(to)) =>
@@ -452,7 +488,7 @@ impl Door {
                     accepted(&mut send).await;
                     relay.join(from, to, (send, recv));
                 }
-                _ => return Err(format!("{peer} opened a stream that this role does not serve")),
+                _ => return Err("a stream that this role does not serve".into()),
             }
         }
     }
@@ -477,6 +513,7 @@ fn close(connection: &Connection, ending: Ending) {
 struct QuicLink {
     peer: Role,
     connection: Connection,
+    violation: Violation,
 }
 
 impl Link for QuicLink {
@@ -491,6 +528,14 @@ impl Link for QuicLink {
             }
             _ => None,
         }
+    }
+
+    fn violation(&self) -> Option<String> {
+        self.violation.get().cloned()
+    }
+
+    fn down(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async { drop(self.connection.closed().await) })
     }
 
     fn down_reason(&self) -> Option<String> {

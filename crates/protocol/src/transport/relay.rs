@@ -8,6 +8,7 @@ use crate::channel::Link;
 use crate::error::Ending;
 use crate::identity::{Fingerprint, Identity, role_and_fingerprint};
 use crate::{PartyId, ProtocolError, Role};
+use futures_util::future::BoxFuture;
 use quinn::{RecvStream, SendStream};
 use rustls::pki_types::ServerName;
 use spnn_crypto::PairKey;
@@ -96,6 +97,10 @@ impl Link for RelayLink {
 
     fn peer_ending(&self) -> Option<Ending> {
         self.carrier.peer_ending()
+    }
+
+    fn down(&self) -> BoxFuture<'_, ()> {
+        self.carrier.down()
     }
 
     fn down_reason(&self) -> Option<String> {
