@@ -2,7 +2,7 @@
 
 use crate::message::{CodecError, Kind};
 use crate::{Difference, Role, Step, Task};
-use spnn_crypto::paillier::{KeyError, PaillierError};
+use spnn_crypto::paillier::{KeyError, PaillierError, ProofError};
 use spnn_crypto::{DecodeError, EncodeError, FixedPointError, SystemRandomnessError};
 use std::fmt;
 use std::path::PathBuf;
@@ -250,6 +250,14 @@ pub enum ProtocolError {
         /// What is wrong with it.
         source: KeyError,
     },
+    /// Its owner did not prove that the key is sound.
+    #[error("the Paillier key of {peer} comes without a valid proof: {source}")]
+    PaillierProof {
+        /// Whose.
+        peer: Role,
+        /// What is wrong with the proof.
+        source: ProofError,
+    },
     /// Ciphertexts of a step cannot be used.
     #[error("the ciphertexts of {peer} in {step} are refused: {source}")]
     Paillier {
@@ -406,6 +414,7 @@ impl ProtocolError {
             | Self::NotFinite { peer, .. }
             | Self::Codec { peer, .. }
             | Self::PaillierKey { peer, .. }
+            | Self::PaillierProof { peer, .. }
             | Self::Paillier { peer, .. }
             | Self::Incarnation { peer, .. } => (Cause::Protocol, *peer),
             Self::WrongKey { peer, .. } => (Cause::Protocol, *peer),
@@ -464,6 +473,7 @@ impl ProtocolError {
             | Self::NotFinite { .. }
             | Self::Codec { .. }
             | Self::PaillierKey { .. }
+            | Self::PaillierProof { .. }
             | Self::Paillier { .. }
             | Self::Incarnation { .. } => "that role runs another or a faulty program; nothing it sent was used",
             Self::Listen { .. } => "is another process using the address?",

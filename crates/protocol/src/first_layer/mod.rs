@@ -15,7 +15,7 @@ pub mod plain;
 pub mod sharing;
 
 #[cfg(test)]
-mod conformance;
+pub(crate) mod conformance;
 
 use crate::{FirstLayerKind, Network, Phase, ProtocolError, SessionConfig, Step};
 use async_trait::async_trait;

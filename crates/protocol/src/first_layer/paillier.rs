@@ -113,12 +113,13 @@ impl Party {
         let bits = session.paillier.bits()?;
         let mut key = vec![0; bits.key_bytes()];
         network.recv_payload(Role::Server, Step::SETUP, 0, &mut key).await?;
-        let mut proof = vec![0; KeyProof::bytes(bits)];
+        let mut proof = vec![0; KeyProof::byte_len(bits)];
         network.recv_payload(Role::Server, Step::SETUP, 1, &mut proof).await?;
-        let unsound = |source| ProtocolError::PaillierKey { peer: Role::Server, source };
-        let public = PublicKey::from_bytes(bits, &key).map_err(unsound)?;
-        let proof = KeyProof::from_bytes(bits, &proof).map_err(unsound)?;
-        proof.verify(&public, &proof_context(session, incarnation)).map_err(unsound)?;
+        let public = PublicKey::from_bytes(bits, &key)
+            .map_err(|source| ProtocolError::PaillierKey { peer: Role::Server, source })?;
+        KeyProof::from_bytes(bits, &proof)
+            .and_then(|proof| proof.verify(&public, &proof_context(session, incarnation)))
+            .map_err(|source| ProtocolError::PaillierProof { peer: Role::Server, source })?;
 
         let parties: Vec<Role> = session.party_roles().collect();
         let place = parties.iter().position(|&p| p == me).unwrap_or(0);
@@ -223,10 +224,10 @@ impl Server {
         network: &mut Network,
     ) -> Result<Self, ProtocolError> {
         let format = Format::new(session)?;
-        let unsound = |source| ProtocolError::PaillierKey { peer: Role::Server, source };
         let mut rng = SecretRng::from_system()?;
-        let key = SecretKey::generate(session.paillier.bits()?, &mut rng).map_err(unsound)?;
-        let proof = KeyProof::prove(&key, &proof_context(session, incarnation), &mut rng).map_err(unsound)?;
+        let key = SecretKey::generate(session.paillier.bits()?, &mut rng)
+            .map_err(|source| ProtocolError::PaillierKey { peer: Role::Server, source })?;
+        let proof = KeyProof::new(&key, &proof_context(session, incarnation), &mut rng);
         network.send_payload_to_parties(Step::SETUP, 0, &key.public().to_bytes()).await?;
         network.send_payload_to_parties(Step::SETUP, 1, &proof.to_bytes()).await?;
         Ok(Self {
@@ -299,5 +300,123 @@ impl Pool {
             self.left.append(more)?;
         }
         self.left.take(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::first_layer::conformance::session;
+    use crate::transport::{Transport, memory_network};
+    use crate::{FirstLayerKind, Phase};
+    use ndarray::array;
+    use std::time::Duration;
+
+    const STEP: Step = Step { phase: Phase::Train, epoch: 1, batch: 0 };
+
+    /// The networks of party 0, party 1 and the server.
+    async fn networks() -> [Network; 3] {
+        let roles = [Role::party(0), Role::party(1), Role::Server];
+        let mut rng = SecretRng::from_system().unwrap();
+        let mut ends = memory_network(&roles, 4096, Duration::from_secs(20), &mut rng).into_iter();
+        let mut made = Vec::new();
+        for me in roles {
+            let mut end = ends.next().unwrap();
+            let mut network = Network::new(me);
+            for peer in roles.into_iter().filter(|&r| r != me) {
+                network.add(end.connect(peer, Duration::from_secs(1)).await.unwrap());
+            }
+            made.push(network);
+        }
+        made.try_into().unwrap_or_else(|_| panic!("three networks"))
+    }
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn a_party_refuses_a_bad_key_and_names_the_server() {
+        let session = session(FirstLayerKind::Paillier, 64, 2, 1);
+        let bits = session.paillier.bits().unwrap();
+        let mut rng = SecretRng::from_system().unwrap();
+        let key = SecretKey::generate(bits, &mut rng).unwrap();
+        let good = key.public().to_bytes();
+        let proof = KeyProof::new(&key, &proof_context(&session, 1), &mut rng).to_bytes();
+        let elsewhere = KeyProof::new(&key, &proof_context(&session, 2), &mut rng).to_bytes();
+        let mut even = good.clone();
+        *even.last_mut().unwrap() &= 0xfe;
+        let mut short = good.clone();
+        short[0] = 0;
+        let cases = [
+            ("even", even, proof.clone()),
+            ("short", short, proof.clone()),
+            ("without proof", good.clone(), vec![0; proof.len()]),
+            ("proof of another incarnation", good.clone(), elsewhere),
+            ("proof of another key", SecretKey::generate(bits, &mut rng).unwrap().public().to_bytes(), proof.clone()),
+        ];
+        for (what, key, proof) in cases {
+            let error = block_on(async {
+                let [mut party, _other, mut server] = networks().await;
+                let channel = server.channel(Role::party(0)).unwrap();
+                let sending = async {
+                    channel.send_payload(Step::SETUP, 0, &key).await?;
+                    channel.send_payload(Step::SETUP, 1, &proof).await
+                };
+                let (party, sent) = tokio::join!(Party::set_up(&session, 1, &mut party), sending);
+                sent.unwrap();
+                party.map(drop).unwrap_err()
+            });
+            let named = matches!(
+                &error,
+                ProtocolError::PaillierKey { peer: Role::Server, .. }
+                    | ProtocolError::PaillierProof { peer: Role::Server, .. }
+            );
+            assert!(named, "{what}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_party_refuses_bad_parts_and_names_who_sent_them() {
+        let session = session(FirstLayerKind::Paillier, 64, 2, 1);
+        let bits = session.paillier.bits().unwrap();
+        let length = bits.ciphertext_bytes();
+        block_on(async {
+            let later = Step { batch: 1, ..STEP };
+            // Step and number of the part that party 0 sends, and its ciphertext; `None` is an honest one.
+            let cases = [
+                ("zero", STEP, 0, Some(vec![0; length])),
+                ("oversized", STEP, 0, Some(vec![0xff; length])),
+                ("replayed in a later step", STEP, 0, None),
+                ("out of order", later, 1, None),
+            ];
+            for (what, step, part, bytes) in cases {
+                let [mut zero, mut one, mut server] = networks().await;
+                let (made, side) = tokio::join!(Server::set_up(&session, 1, &mut server), async {
+                    let (a, b) =
+                        tokio::join!(Party::set_up(&session, 1, &mut zero), Party::set_up(&session, 1, &mut one));
+                    (a.unwrap(), b.unwrap())
+                });
+                let server = made.unwrap();
+                let (mut first, mut second) = side;
+                let honest = {
+                    first.encoded = Zeroizing::new(vec![0]);
+                    first.encrypt(STEP, 0, 0..1).unwrap().to_bytes()
+                };
+                let due = if bytes.is_some() { STEP } else { later };
+                let bytes = bytes.unwrap_or(honest);
+                let (x, w) = (array![[1.0_f32]], array![[1.0_f32]]);
+                let channel = zero.channel(Role::party(1)).unwrap();
+                let (sent, got) = tokio::join!(
+                    channel.send_payload(step, part, &bytes),
+                    second.forward(&mut one, due, x.view(), w.view())
+                );
+                sent.unwrap();
+                let error = got.unwrap_err();
+                assert_eq!(error.ending(Role::party(1)).culprit, Role::party(0), "{what}: {error}");
+                assert!(!format!("{error}").is_empty());
+                drop(server);
+            }
+        });
     }
 }
