@@ -389,7 +389,7 @@ fn who_learned_what(record: &SessionRecord) -> String {
     };
     let (server, server_not) = match record.first_layer {
         FirstLayerKind::Plain => ("each party's product X<sub>i</sub>·W<sub>i</sub>", "labels and ids as such"),
-        FirstLayerKind::Sharing => (
+        FirstLayerKind::Sharing | FirstLayerKind::Paillier => (
             "only the sum H1 = Σ X<sub>i</sub>·W<sub>i</sub>",
             "a single party's product, as long as at least two parties do not work with it; labels and ids as such",
         ),
@@ -441,10 +441,10 @@ fn leaks(record: &SessionRecord) -> String {
     );
     match record.first_layer {
         FirstLayerKind::Plain => {}
-        FirstLayerKind::Sharing if record.parties == 2 => {
+        FirstLayerKind::Sharing | FirstLayerKind::Paillier if record.parties == 2 => {
             leaks.push("Server and one party together can open the other party's product.");
         }
-        FirstLayerKind::Sharing => {
+        FirstLayerKind::Sharing | FirstLayerKind::Paillier => {
             leaks.push("Server and all parties but one together can open the last party's product.");
         }
     }
@@ -542,35 +542,31 @@ fn formula_check(record: &SessionRecord) -> String {
     if passes == 0.0 {
         return String::new();
     }
-    let h = record.hidden_width;
-    let (element, element_text) = match record.first_layer {
-        FirstLayerKind::Plain => (4, "4".to_owned()),
-        FirstLayerKind::Sharing => (record.ring_bits / 8, format!("{}/8", record.ring_bits)),
-    };
-    let batches = rows(record).div_ceil(u64::from(record.batch_size.max(1)));
-    let headers = real(batches) * real(HEADER_BYTES as u64) / real(rows(record));
     let totals = totals(record);
-    let row = |what: &str, kind: Kind, element: u32, element_text: &str| {
+    let row = |what: &str, kind: Kind, expected: f64| {
         let measured = sum(totals.values().filter_map(|t| t.by_kind.get(kind.name())));
-        let formula = f64::from(element) * f64::from(h) + headers;
         format!(
-            "<li>{what}, <code>{}</code>: formula {element_text}·{h} + {headers:.2} = <b>{formula:.2} B</b>, measured <b>{:.2} B</b></li>\n",
+            "<li>{what}, <code>{}</code>: expected <b>{expected:.2} B</b>, measured <b>{:.2} B</b></li>\n",
             kind.name(),
             real(measured) / passes
         )
     };
-    let mut lines = row("Up, party to server", Kind::FirstLayer, element, &element_text);
+    let batches = rows(record).div_ceil(u64::from(record.batch_size.max(1)));
+    let headers = real(batches) * real(HEADER_BYTES as u64) / real(rows(record));
+    let mut lines = row("Up, from each party", Kind::FirstLayer, record.first_layer_bytes_per_row);
     if record.task == Task::Train {
-        lines += &row("Down, server to party", Kind::FirstLayerGradient, 4, "4");
+        lines +=
+            &row("Down, server to party", Kind::FirstLayerGradient, 4.0 * f64::from(record.hidden_width) + headers);
     }
-    let ring = match record.first_layer {
+    let up = match record.first_layer {
         FirstLayerKind::Plain => "4 bytes of each of the h columns of H1 up",
-        FirstLayerKind::Sharing => "r/8 bytes of each of the h columns of H1 up, r being the bits of the ring",
+        FirstLayerKind::Sharing => "8 bytes of each of the h columns of H1 up, 4 in the small ring",
+        FirstLayerKind::Paillier => "one ciphertext of twice the key's length for as many values as its slots up",
     };
-    let down = if record.task == Task::Train { "; 4 bytes of each down" } else { "" };
+    let down = if record.task == Task::Train { "; 4 bytes of each column down" } else { "" };
     format!(
-        "<h2>Bytes per row and party</h2>\n<p class=\"note\">Expected of <code>{}</code>: {ring}{down}; and the header \
-         of {HEADER_BYTES} bytes of each mini-batch, spread over its rows.</p>\n<ul class=\"check\">\n{lines}</ul>\n",
+        "<h2>Bytes per row and party</h2>\n<p class=\"note\">Expected of <code>{}</code>: {up}{down}; and a header \
+         of {HEADER_BYTES} bytes for each message, spread over its rows.</p>\n<ul class=\"check\">\n{lines}</ul>\n",
         record.first_layer,
     )
 }
@@ -828,7 +824,7 @@ mod tests {
             "task": task,
             "incarnation": 1,
             "first_layer": "sharing",
-            "ring_bits": 64,
+            "first_layer_bytes_per_row": 64.046_875,
             "parties": 2,
             "features": [13, 10],
             "hidden_width": 8,
@@ -870,8 +866,8 @@ mod tests {
         assert!(page.contains("only the sum H1"));
         assert!(page.contains("the sign of the gradient"));
         assert!(page.contains("Server and one party together can open the other party's product."));
-        assert!(page.contains("formula 64/8·8 + 0.05 = <b>64.05 B</b>, measured <b>64.05 B</b>"));
-        assert!(page.contains("formula 4·8 + 0.05 = <b>32.05 B</b>, measured <b>32.05 B</b>"));
+        assert!(page.contains("expected <b>64.05 B</b>, measured <b>64.05 B</b>"));
+        assert!(page.contains("expected <b>32.05 B</b>, measured <b>32.05 B</b>"));
     }
 
     #[test]

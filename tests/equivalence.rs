@@ -79,7 +79,9 @@ fn split(session: &SessionConfig, data: &[DataSource]) -> Network {
         runtime.block_on(spnn::in_memory::run(session, &coordinator, &server, &parties, 64, &mut Silent)).unwrap();
     ends.coordinator.unwrap();
     ends.server.unwrap();
-    ends.parties.into_iter().for_each(|p| drop(p.unwrap()));
+    for party in ends.parties {
+        party.unwrap();
+    }
     saved(directory.path(), session)
 }
 

@@ -97,7 +97,7 @@ impl Hostile {
     /// Sends an honest share of zeros. (In `plain`; under masks it would not cancel.)
     async fn share(&mut self) {
         assert_eq!(self.session.first_layer.to_string(), "plain");
-        self.server().send_payload(FIRST, &[0; 4 * BATCH * WIDTH]).await.unwrap();
+        self.server().send_payload(FIRST, 0, &[0; 4 * BATCH * WIDTH]).await.unwrap();
     }
 }
 
@@ -353,7 +353,7 @@ fn nan_in_a_plain_product() {
             let attack = async |hostile: &mut Hostile| {
                 let mut product = [0.0_f32; BATCH * WIDTH];
                 product[at] = bad;
-                hostile.server().send_payload(FIRST, bytemuck::cast_slice(&product)).await.unwrap();
+                hostile.server().send_payload(FIRST, 0, bytemuck::cast_slice(&product)).await.unwrap();
             };
             let place = format!("row {}, column {}", at / WIDTH, at % WIDTH);
             server_refuses("NaN product", &plain_stage(), attack, &["NaN or infinity in its first-layer", &place]);

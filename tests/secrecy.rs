@@ -255,7 +255,7 @@ fn shares(ring_bits: u32, directory: &Path) -> (SessionConfig, [Vec<u8>; 2]) {
         let step = Step { phase: Phase::Train, epoch: 1, batch: 0 };
         let mut seen = [(); 2].map(|()| vec![0_u8; MANY * WIDE * ring_bits as usize / 8]);
         for (party, seen) in (0..).zip(&mut seen) {
-            network.channel(Role::party(party)).unwrap().recv_payload(step, seen).await.unwrap();
+            network.channel(Role::party(party)).unwrap().recv_payload(step, 0, seen).await.unwrap();
         }
         // Everything a party has sent so far: the greeting and the share.
         assert_eq!(Kind::FirstLayer.tag(), 16);

@@ -124,7 +124,7 @@ fn receive_all(bytes: &[u8]) {
                 assert!(received.is_err() || tensor.iter().all(|v| v.is_finite()));
                 named(received);
             }
-            named(channel(bytes).recv_payload(step, &mut [0; 24]).await);
+            named(channel(bytes).recv_payload(step, 0, &mut [0; 24]).await);
         });
     }
 }

@@ -45,6 +45,12 @@ pub(crate) struct RoleConfig {
     /// Parties: fingerprints of the other parties' certificates.
     #[serde(default)]
     pub(crate) peers: BTreeMap<Role, Fingerprint>,
+    /// Parties: other parties to dial, where they listen; the others are met through the coordinator's relay.
+    #[serde(default)]
+    pub(crate) dial: BTreeMap<Role, String>,
+    /// Parties: other parties that dial this one, which then needs `listen`.
+    #[serde(default)]
+    pub(crate) accept: Vec<Role>,
     /// Parties: the file and its columns.
     pub(crate) data: Option<DataSource>,
     /// Use of the network.
@@ -112,7 +118,7 @@ impl Loaded {
 
     /// How this role takes part in the network.
     pub(crate) fn quic(&self) -> Result<QuicOptions, CliError> {
-        let RoleConfig { listen, coordinator, server, peers, transport, .. } = &self.config;
+        let RoleConfig { listen, coordinator, server, peers, dial, accept, transport, .. } = &self.config;
         let mut options = QuicOptions {
             listen: None,
             dial: BTreeMap::new(),
@@ -136,6 +142,11 @@ impl Loaded {
             Role::Party(_) => {
                 options.dial.insert(Role::Server, self.need(server.clone(), "server")?);
                 options.pins = peers.clone();
+                options.dial.extend(dial.iter().map(|(peer, address)| (*peer, address.clone())));
+                if !accept.is_empty() {
+                    options.listen = Some(self.need(*listen, "listen (because of accept)")?);
+                    options.expect.clone_from(accept);
+                }
                 for peer in self.session.party_roles().filter(|&p| p != me) {
                     self.need(options.pins.get(&peer).copied(), &format!("peers.{peer}"))?;
                 }

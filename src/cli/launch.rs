@@ -131,6 +131,8 @@ fn config(launch: &Launch<'_>, role: Role) -> RoleConfig {
         join_timeout_s: 60.0,
         peer_timeout_s: 120.0,
         peers: BTreeMap::new(),
+        dial: BTreeMap::new(),
+        accept: Vec::new(),
         data: None,
         transport: TransportTuning { mtu_max: LOOPBACK_MTU, ..TransportTuning::default() },
     }

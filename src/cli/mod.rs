@@ -94,6 +94,8 @@ pub(crate) struct Overrides {
 pub(crate) enum FirstLayer {
     /// The server sees the sum only
     Sharing,
+    /// The server sees the sum only, under its Paillier key; thousands of times more arithmetic than sharing
+    Paillier,
     /// Protects nothing: the server sees every party's product
     Plain,
 }
@@ -102,6 +104,7 @@ impl From<FirstLayer> for FirstLayerKind {
     fn from(kind: FirstLayer) -> Self {
         match kind {
             FirstLayer::Sharing => Self::Sharing,
+            FirstLayer::Paillier => Self::Paillier,
             FirstLayer::Plain => Self::Plain,
         }
     }

@@ -68,6 +68,8 @@ impl Observer for Console {
                 });
                 if *train_rows > 0 {
                     self.bar.set_length(self.train_rows * u64::from(self.epochs));
+                    self.bar.reset_elapsed();
+                    self.bar.reset_eta();
                     let template = "{wide_bar} {msg}  {per_sec}  {eta} left";
                     if let Ok(style) = ProgressStyle::with_template(template) {
                         let rate = |s: &indicatif::ProgressState, w: &mut dyn std::fmt::Write| {
@@ -91,6 +93,8 @@ impl Observer for Console {
             Event::Epoch(record) if self.train_rows > 0 => {
                 let done = u64::from(record.epoch) * self.train_rows;
                 self.bar.set_position(done);
+                let loss = record.train_loss.unwrap_or_default();
+                self.bar.set_message(format!("epoch {}/{}  loss {loss:.4}", record.epoch, self.epochs));
                 self.told = Instant::now();
                 self.line(&self.epoch(record, done));
             }

@@ -51,8 +51,8 @@ pub struct SessionRecord {
     pub incarnation: u64,
     /// First-layer protocol.
     pub first_layer: FirstLayerKind,
-    /// Ring of `sharing`.
-    pub ring_bits: u32,
+    /// Bytes of first-layer messages that each party sends for a row, headers included, as the protocol says.
+    pub first_layer_bytes_per_row: f64,
     /// Number of parties.
     pub parties: u16,
     /// Feature columns of each party.
@@ -93,7 +93,7 @@ impl SessionRecord {
             task,
             incarnation,
             first_layer: session.first_layer,
-            ring_bits: session.sharing.ring_bits,
+            first_layer_bytes_per_row: expected_bytes_per_row(session, if train > 0 { train } else { test }),
             parties: session.parties,
             features,
             hidden_width: session.model.hidden_width,
@@ -190,4 +190,14 @@ impl SessionRecord {
         self.cpu_seconds.insert(Role::Coordinator, spnn_protocol::usage::cpu_seconds());
         self.peak_rss_bytes.insert(Role::Coordinator, spnn_protocol::usage::peak_rss_bytes());
     }
+}
+
+/// Over one pass of `rows` rows.
+fn expected_bytes_per_row(session: &SessionConfig, rows: u32) -> f64 {
+    let size = session.train.batch_size;
+    let whole = u64::from(rows / size) * session.first_layer_bytes(size);
+    let last = if rows % size > 0 { session.first_layer_bytes(rows % size) } else { 0 };
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52 bytes")]
+    let bytes = whole.saturating_add(last) as f64;
+    bytes / f64::from(rows.max(1))
 }

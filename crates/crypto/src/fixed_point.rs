@@ -97,7 +97,7 @@ impl FixedPoint {
         self.fraction_bits
     }
 
-    /// Values at or above this magnitude are refused by [`encode`](Self::encode).
+    /// Values at or above this magnitude are refused by [`encode_onto`](Self::encode_onto).
     #[must_use]
     pub fn encode_limit(&self) -> f64 {
         self.encode_limit

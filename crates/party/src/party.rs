@@ -133,7 +133,7 @@ impl<'a> Party<'a> {
             Task::Train => data.fit(&session.preparation, &training_rows(&schedule))?,
             Task::Evaluate | Task::Predict => None,
         };
-        let first_layer = party_side(session, incarnation, &mut network)?;
+        let first_layer = party_side(session, incarnation, &mut network).await?;
         let mut party = Self {
             session,
             options,

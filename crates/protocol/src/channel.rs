@@ -205,24 +205,32 @@ impl Channel {
         }
     }
 
-    /// Sends a first-layer payload.
+    /// Sends part `part` of a first-layer payload; protocols with one part a step count it 0.
     ///
     /// # Errors
     /// [`ProtocolError`] if the peer is gone.
-    pub async fn send_payload(&mut self, step: Step, payload: &[u8]) -> Result<(), ProtocolError> {
-        self.send_frame(Kind::FirstLayer, step, [0, 0], payload).await
+    pub async fn send_payload(&mut self, step: Step, part: u32, payload: &[u8]) -> Result<(), ProtocolError> {
+        self.send_frame(Kind::FirstLayer, step, [part, 0], payload).await
     }
 
-    /// Receives the first-layer payload that is due, of exactly the length of `out`.
+    /// Receives the part of a first-layer payload that is due, of exactly the length of `out`.
     ///
     /// # Errors
     /// [`ProtocolError`] if anything else comes, nothing comes in time, or the peer is gone.
-    pub async fn recv_payload(&mut self, step: Step, out: &mut [u8]) -> Result<(), ProtocolError> {
-        let header = self.recv_header(Kind::FirstLayer, step).await?;
-        if header.shape != [0, 0] || header.body_bytes as usize != out.len() {
+    pub async fn recv_payload(&mut self, step: Step, part: u32, out: &mut [u8]) -> Result<(), ProtocolError> {
+        let kind = Kind::FirstLayer;
+        let header = self.recv_header(kind, step).await?;
+        if header.shape != [part, 0] {
+            return Err(ProtocolError::Unexpected {
+                peer: self.peer,
+                expected: format!("part {part} of the {}", kind_in_step(kind, step)),
+                found: format!("part {}", header.shape[0]),
+            });
+        }
+        if header.body_bytes as usize != out.len() {
             return Err(self.body_length(&header, out.len().to_string()));
         }
-        self.read(out, Kind::FirstLayer, step).await
+        self.read(out, kind, step).await
     }
 
     async fn send_frame(&mut self, kind: Kind, step: Step, shape: [u32; 2], body: &[u8]) -> Result<(), ProtocolError> {

@@ -2,6 +2,7 @@
 
 use crate::message::{CodecError, Kind};
 use crate::{Difference, Role, Step, Task};
+use spnn_crypto::paillier::{KeyError, PaillierError, ProofError};
 use spnn_crypto::{DecodeError, EncodeError, FixedPointError, SystemRandomnessError};
 use std::fmt;
 use std::path::PathBuf;
@@ -241,6 +242,32 @@ pub enum ProtocolError {
         /// What.
         what: &'static str,
     },
+    /// The Paillier key of the session cannot be used.
+    #[error("the Paillier key of {peer} is refused: {source}")]
+    PaillierKey {
+        /// Whose.
+        peer: Role,
+        /// What is wrong with it.
+        source: KeyError,
+    },
+    /// Its owner did not prove that the key is sound.
+    #[error("the Paillier key of {peer} comes without a valid proof: {source}")]
+    PaillierProof {
+        /// Whose.
+        peer: Role,
+        /// What is wrong with the proof.
+        source: ProofError,
+    },
+    /// Ciphertexts of a step cannot be used.
+    #[error("the ciphertexts of {peer} in {step} are refused: {source}")]
+    Paillier {
+        /// Whose.
+        peer: Role,
+        /// When.
+        step: Step,
+        /// What is wrong with them.
+        source: PaillierError,
+    },
     /// A message of our own does not fit a frame.
     #[error("the {} of {step} would be {bytes} bytes long; a message holds at most 4 GiB: lower train.batch_size", kind.name())]
     OwnMessage {
@@ -386,6 +413,9 @@ impl ProtocolError {
             | Self::BodyLength { peer, .. }
             | Self::NotFinite { peer, .. }
             | Self::Codec { peer, .. }
+            | Self::PaillierKey { peer, .. }
+            | Self::PaillierProof { peer, .. }
+            | Self::Paillier { peer, .. }
             | Self::Incarnation { peer, .. } => (Cause::Protocol, *peer),
             Self::WrongKey { peer, .. } => (Cause::Protocol, *peer),
             Self::OpenedOutOfBound { .. } | Self::MaskReuse { .. } => (Cause::Protocol, me),
@@ -442,6 +472,9 @@ impl ProtocolError {
             | Self::BodyLength { .. }
             | Self::NotFinite { .. }
             | Self::Codec { .. }
+            | Self::PaillierKey { .. }
+            | Self::PaillierProof { .. }
+            | Self::Paillier { .. }
             | Self::Incarnation { .. } => "that role runs another or a faulty program; nothing it sent was used",
             Self::Listen { .. } => "is another process using the address?",
             _ => return None,

@@ -36,7 +36,7 @@ pub use role::{PartyId, Role, RoleError};
 pub use saved_model::{SavedModel, Tensor};
 pub use schedule::{Batch, Schedule};
 pub use session::{
-    DataSection, Difference, FirstLayerKind, ModelSpec, PartySection, PreparationSpec, SessionConfig, SessionError,
-    SessionFile, SessionOverrides, SharingSpec, TrainSpec,
+    DataSection, Difference, ExponentSpec, FirstLayerKind, LookupSpec, ModelSpec, PaillierSpec, PartySection,
+    PreparationSpec, SessionConfig, SessionError, SessionFile, SessionOverrides, SharingSpec, TrainSpec,
 };
 pub use step::{Phase, Step};

@@ -112,12 +112,39 @@ impl Network {
         self.channel(from)?.recv_tensor(kind, step, out).await
     }
 
-    /// Sends a first-layer payload.
+    /// Sends a part of a first-layer payload.
     ///
     /// # Errors
     /// As [`Channel::send_payload`].
-    pub async fn send_payload(&mut self, to: Role, step: Step, payload: &[u8]) -> Result<(), ProtocolError> {
-        self.channel(to)?.send_payload(step, payload).await
+    pub async fn send_payload(&mut self, to: Role, step: Step, part: u32, payload: &[u8]) -> Result<(), ProtocolError> {
+        self.channel(to)?.send_payload(step, part, payload).await
+    }
+
+    /// Sends the same part of a first-layer payload to every party.
+    ///
+    /// # Errors
+    /// As [`Channel::send_payload`].
+    pub async fn send_payload_to_parties(
+        &mut self,
+        step: Step,
+        part: u32,
+        payload: &[u8],
+    ) -> Result<(), ProtocolError> {
+        all(self.parties().map(|(_, c)| c.send_payload(step, part, payload))).await.map(drop)
+    }
+
+    /// Receives the part of a first-layer payload that is due, of exactly the length of `out`.
+    ///
+    /// # Errors
+    /// As [`Channel::recv_payload`].
+    pub async fn recv_payload(
+        &mut self,
+        from: Role,
+        step: Step,
+        part: u32,
+        out: &mut [u8],
+    ) -> Result<(), ProtocolError> {
+        self.channel(from)?.recv_payload(step, part, out).await
     }
 
     /// Receives one first-layer payload from every party, at once, each of exactly the length of its buffer.
@@ -130,7 +157,7 @@ impl Network {
         out: &mut [Vec<T>],
     ) -> Result<(), ProtocolError> {
         let channels = self.parties().zip(out);
-        all(channels.map(|((_, c), out)| c.recv_payload(step, bytemuck::cast_slice_mut(out)))).await.map(drop)
+        all(channels.map(|((_, c), out)| c.recv_payload(step, 0, bytemuck::cast_slice_mut(out)))).await.map(drop)
     }
 
     /// A secret of this party and another one, from their own authenticated channel.

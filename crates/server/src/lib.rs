@@ -74,7 +74,9 @@ impl<'a> Server<'a> {
             let directory = &options.directory;
             SavedModel::<()>::load(directory, Role::Server, session)?.restore(directory, &mut model.parameters())?;
         }
-        let Joined { network, schedule, .. } = Joining::connect(transport, session, options).await?.join(None).await?;
+        let Joined { mut network, incarnation, schedule, .. } =
+            Joining::connect(transport, session, options).await?.join(None).await?;
+        let first_layer = server_side(session, incarnation, &mut network).await?;
         let noise_seed = SecretRng::from_system()?.bytes32();
         Ok(Running {
             session,
@@ -83,7 +85,7 @@ impl<'a> Server<'a> {
             optimizer: Optimizer::new(&session.train.optimizer, noise_seed),
             network,
             schedule,
-            first_layer: server_side(session)?,
+            first_layer,
         })
     }
 }

@@ -164,8 +164,8 @@ impl Ciphertexts {
         let bits = 2 * self.key.bits().bits() + 64;
         let product = products
             .chunks_exact(limbs)
-            .map(|limbs| number_of(limbs, bits).rem(&n))
-            .fold(BoxedUint::one_with_precision(self.key.bits().bits()), |x, y| x.concatenating_mul(&y).rem(&n));
+            .map(|limbs| number_of(limbs, bits).rem(n))
+            .fold(BoxedUint::one_with_precision(self.key.bits().bits()), |x, y| x.concatenating_mul(&y).rem(n));
         product.gcd_vartime(&self.key.0.n).is_one().to_bool()
     }
 

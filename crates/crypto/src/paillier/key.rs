@@ -172,7 +172,7 @@ impl PublicKey {
     fn trusted(bits: KeyBits, n: BoxedUint, arithmetic: Arithmetic) -> Self {
         let square = n.concatenating_square();
         let squared = Modulus::new(&square, arithmetic);
-        let r = BoxedUint::one_with_precision(2 * square.bits_precision()).shl(squared.r_bits()).rem(&nonzero(&n));
+        let r = BoxedUint::one_with_precision(2 * square.bits_precision()).shl(squared.r_bits()).rem(nonzero(&n));
         let n_entered = broadcast(&limbs_of(&n.concatenating_mul(&r), squared.limbs()));
         Self(Arc::new(PublicParts { bits, modulus: Modulus::new(&n, arithmetic), n, squared, n_entered }))
     }
@@ -276,19 +276,21 @@ impl Half {
     fn new(public: &PublicKey, prime: &BoxedUint, other: &BoxedUint) -> Self {
         let limbs = limbs_for(prime.bits());
         let precision = u32::try_from(limbs).unwrap_or(u32::MAX) * super::lanes::LIMB_BITS;
-        let (inverse, _) = prime.resize(precision).invert_mod2k(precision);
+        let (inverse, _) = Zeroizing::new(prime.resize(precision)).invert_mod2k(precision);
+        let inverse = Zeroizing::new(inverse);
         // c^(p−1) = 1 + L·p mod p² with L = −q·m mod p, so m = −L·q⁻¹ mod p. The other prime's side weighs q·q⁻¹ in
         // the plaintext modulo n. Together: −q·(q⁻¹ mod p)².
         let n = nonzero(&public.0.n);
         let q_inverse = Zeroizing::new(inverse_modulo(other, prime));
-        let weight = q_inverse.concatenating_mul(&*q_inverse).rem(&nonzero(prime));
-        let weight = public.0.n.wrapping_sub(weight.concatenating_mul(other).rem(&n));
+        let square = Zeroizing::new(q_inverse.concatenating_square());
+        let weight = Zeroizing::new(Zeroizing::new(square.rem(nonzero(prime))).concatenating_mul(other));
+        let weight = Zeroizing::new(public.0.n.wrapping_sub(weight.rem(n)));
         let r = BoxedUint::one_with_precision(2 * public.0.n.bits_precision() + 128);
-        let r = r.shl(public.0.modulus.r_bits()).rem(&n);
-        let weight = Zeroizing::new(weight.concatenating_mul(&r).rem(&n));
+        let r = r.shl(public.0.modulus.r_bits()).rem(n);
+        let weight = Zeroizing::new(Zeroizing::new(weight.concatenating_mul(&r)).rem(n));
         Self {
             prime: prime.clone(),
-            squared: Modulus::new(&prime.concatenating_square(), public.arithmetic()),
+            squared: Modulus::new(&Zeroizing::new(prime.concatenating_square()), public.arithmetic()),
             exponent: prime.wrapping_sub(BoxedUint::one()),
             inverse: broadcast(&limbs_of(&inverse, limbs)),
             weight: broadcast(&limbs_of(&weight, public.plain_limbs())),
@@ -300,7 +302,7 @@ impl Half {
 pub(super) fn inverse_modulo(x: &BoxedUint, modulus: &BoxedUint) -> BoxedUint {
     let modulus = nonzero(modulus);
     #[expect(clippy::expect_used, reason = "the caller's numbers have no factor in common")]
-    x.rem(&modulus).invert_mod(&modulus).into_option().expect("an invertible number")
+    Zeroizing::new(x.rem(modulus)).invert_mod(modulus).into_option().expect("an invertible number")
 }
 
 /// A random prime of exactly `bits` bits, both highest bits set, 3 mod 4.

@@ -60,12 +60,14 @@ impl Modulus {
         let bits = n.bits();
         let limbs = limbs_for(bits);
         let r_bits = u32::try_from(limbs).unwrap_or(u32::MAX).saturating_mul(LIMB_BITS);
-        let mut words = n.to_words().to_vec();
-        words.resize((r_bits as usize).div_ceil(64), 0);
+        let mut words = vec![0; (r_bits as usize).div_ceil(64)];
+        // The precision of n may be wider than its bits; zeros are cut off.
+        words.iter_mut().zip(n.as_words()).for_each(|(word, &value)| *word = value);
         let modulus = nonzero(n);
         let power = |times: u32| {
             let one = BoxedUint::one_with_precision(times * r_bits + 64);
-            limbs_of(&one.shl(times * r_bits).rem(&modulus), limbs)
+            let power = Zeroizing::new(one.shl(times * r_bits).rem(modulus));
+            limbs_of(&power, limbs)
         };
         Self {
             arithmetic: arithmetic.or_portable(),
@@ -104,9 +106,9 @@ impl Modulus {
 }
 
 /// The same number as a divisor.
-pub(super) fn nonzero(n: &BoxedUint) -> NonZero<BoxedUint> {
+pub(super) fn nonzero(n: &BoxedUint) -> &NonZero<BoxedUint> {
     #[expect(clippy::expect_used, reason = "every modulus here is a checked key or a generated prime")]
-    NonZero::new(n.clone()).into_option().expect("a modulus is not zero")
+    n.as_nz_vartime().expect("a modulus is not zero")
 }
 
 /// 52-bit limbs of `n`, which must fit.

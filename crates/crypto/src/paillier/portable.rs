@@ -1,6 +1,6 @@
 //! The kernels without vector instructions: the same results as [`super::ifma`], bit for bit, on any machine.
 
-use super::lanes::{BLOCK, LANES, LIMB_BITS, Lanes, limbs_from_words, words_from_limbs};
+use super::lanes::{LANES, LIMB_BITS, Lanes, limbs_from_words, words_from_limbs};
 use multiversion::multiversion;
 use zeroize::Zeroizing;
 
@@ -121,25 +121,23 @@ fn propagate(t: &mut [u64], mut carry: u64) {
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 pub(super) fn select(row: &[u64], digits: &[u8; LANES], out: &mut [Lanes]) {
     let limbs = out.len();
-    let digits = Lanes(digits.map(u64::from));
-    let mask_of = |index: usize| {
-        // Opaque to the optimiser, which might otherwise find that a branch would do.
-        let wanted = core::hint::black_box(digits);
-        Lanes(wanted.0.map(|digit| ((digit ^ index as u64).wrapping_sub(1) >> 63).wrapping_neg()))
-    };
-    let masks: Zeroizing<Vec<Lanes>> = Zeroizing::new((0..row.len() / limbs).map(mask_of).collect());
-    for (block, out) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
-        let mut chosen = [Lanes::ZERO; BLOCK];
-        for (mask, number) in masks.iter().zip(row.chunks_exact(limbs)) {
-            let number = &number.as_chunks::<BLOCK>().0[block];
-            for j in 0..BLOCK {
-                for lane in 0..LANES {
-                    chosen[j].0[lane] |= number[j] & mask.0[lane];
-                }
-            }
+    let mut chosen = Zeroizing::new(vec![0_u64; limbs]);
+    for (lane, &digit) in digits.iter().enumerate() {
+        chosen.fill(0);
+        for (index, number) in row.chunks_exact(limbs).enumerate() {
+            let mask = mask_if_equal(index, usize::from(digit));
+            // Along the limbs, not across the lanes: this the compiler turns into vector instructions.
+            chosen.iter_mut().zip(number).for_each(|(chosen, &limb)| *chosen |= limb & mask);
         }
-        *out = chosen;
+        out.iter_mut().zip(chosen.iter()).for_each(|(column, &limb)| column.0[lane] = limb);
     }
+}
+
+/// All ones if they are equal. Opaque to the optimiser, which might otherwise find that a branch would do.
+#[inline]
+fn mask_if_equal(a: usize, b: usize) -> u64 {
+    let difference = core::hint::black_box((a ^ b) as u64);
+    (difference.wrapping_sub(1) >> 63).wrapping_neg()
 }
 
 /// The group at `digit` of `table`, in which groups of `out.len()` limbs lie one after the other; all are read.
@@ -147,8 +145,7 @@ pub(super) fn select(row: &[u64], digits: &[u8; LANES], out: &mut [Lanes]) {
 pub(super) fn select_group(table: &[Lanes], digit: usize, out: &mut [Lanes]) {
     out.fill(Lanes::ZERO);
     for (index, group) in table.chunks_exact(out.len()).enumerate() {
-        let difference = core::hint::black_box((index ^ digit) as u64);
-        let mask = (difference.wrapping_sub(1) >> 63).wrapping_neg();
+        let mask = mask_if_equal(index, digit);
         for (out, group) in out.iter_mut().zip(group) {
             for lane in 0..LANES {
                 out.0[lane] |= group.0[lane] & mask;

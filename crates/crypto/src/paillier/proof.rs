@@ -210,8 +210,8 @@ impl fmt::Debug for KeyProof {
 
 /// `(−1)^negate · w^twist · y mod n`.
 fn signed(y: &BoxedUint, w: &BoxedUint, negate: bool, twist: bool, n: &BoxedUint) -> BoxedUint {
-    let y = if twist { y.concatenating_mul(w).rem(&nonzero(n)) } else { y.clone() };
-    if negate { y.neg_mod(&nonzero(n)) } else { y }
+    let y = if twist { y.concatenating_mul(w).rem(nonzero(n)) } else { y.clone() };
+    if negate { y.neg_mod(nonzero(n)) } else { y }
 }
 
 /// The challenges: 128 bits more than n are hashed and reduced, so each is within 2^-128 of uniform.
@@ -221,7 +221,7 @@ fn challenges(key: &PublicKey, context: &[u8], w: &BoxedUint) -> Vec<BoxedUint> 
     let bits = key.bits().bits() + 128;
     let challenge = |round: u64| {
         let label: &[u8] = b"spnn/1 Paillier-Blum proof";
-        expand(&[label, &length, context, &n_bytes, &w, &round.to_le_bytes()], bits).rem(&n)
+        expand(&[label, &length, context, &n_bytes, &w, &round.to_le_bytes()], bits).rem(n)
     };
     (0..ROUNDS as u64).map(challenge).collect()
 }
@@ -229,13 +229,13 @@ fn challenges(key: &PublicKey, context: &[u8], w: &BoxedUint) -> Vec<BoxedUint> 
 fn random_below(n: &BoxedUint, rng: &mut SecretRng) -> BoxedUint {
     let mut bytes = Zeroizing::new(vec![0; n.bits_precision() as usize / 8 + 16]);
     rng.fill_bytes(&mut bytes);
-    BoxedUint::from_be_slice_vartime(&bytes).rem(&nonzero(n))
+    BoxedUint::from_be_slice_vartime(&bytes).rem(nonzero(n))
 }
 
 /// What the owner computes modulo one of the primes. Exponents are secret: windows are scanned as in decryption.
 struct Side<'k> {
     half: &'k Half,
-    prime: NonZero<BoxedUint>,
+    prime: &'k NonZero<BoxedUint>,
     modulus: Modulus,
     n: &'k BoxedUint,
 }
@@ -246,7 +246,7 @@ impl<'k> Side<'k> {
     }
 
     fn power(&self, bases: &[BoxedUint], exponent: &BoxedUint) -> Vec<BoxedUint> {
-        let bases: Vec<_> = bases.iter().map(|base| base.rem(&self.prime)).collect();
+        let bases: Vec<_> = bases.iter().map(|base| base.rem(self.prime)).collect();
         pow_each(&self.modulus, &bases, exponent, self.half.prime.bits_precision())
     }
 
@@ -259,7 +259,7 @@ impl<'k> Side<'k> {
     /// The fourth roots of squares: since p = 3 mod 4, the power (p + 1)/4 is the square root that is a square.
     fn fourth_roots(&self, squares: &[BoxedUint]) -> Vec<BoxedUint> {
         let root = Zeroizing::new(self.half.prime.shr(2).wrapping_add(BoxedUint::one()));
-        let exponent = Zeroizing::new(root.concatenating_mul(&*root).rem(&nonzero(&self.half.exponent)));
+        let exponent = Zeroizing::new(root.concatenating_mul(&*root).rem(nonzero(&self.half.exponent)));
         self.power(squares, &exponent)
     }
 
@@ -276,8 +276,8 @@ fn combine(sides: &[Side<'_>; 2], of: impl Fn(&Side<'_>) -> Vec<BoxedUint>) -> V
     let p_inverse = Zeroizing::new(inverse_modulo(&p.half.prime, &q.half.prime));
     let bits = p.n.bits_precision();
     let together = |(x_p, x_q): (BoxedUint, BoxedUint)| {
-        let difference = x_q.sub_mod(&x_p.rem(&q.prime), &q.prime);
-        let factor = difference.concatenating_mul(&*p_inverse).rem(&q.prime);
+        let difference = x_q.sub_mod(&x_p.rem(q.prime), q.prime);
+        let factor = difference.concatenating_mul(&*p_inverse).rem(q.prime);
         factor.concatenating_mul(&p.half.prime).wrapping_add(&x_p).resize(bits)
     };
     of(p).into_iter().zip(of(q)).map(together).collect()
@@ -287,7 +287,7 @@ fn combine(sides: &[Side<'_>; 2], of: impl Fn(&Side<'_>) -> Vec<BoxedUint>) -> V
 fn jacobi(a: &BoxedUint, n: &BoxedUint) -> i32 {
     let mut sign = 1;
     let mut n = n.clone();
-    let mut a = a.rem_vartime(&nonzero(&n));
+    let mut a = a.rem_vartime(nonzero(&n));
     while a.is_nonzero().to_bool() {
         let twos = a.trailing_zeros_vartime();
         a = a.shr(twos);
@@ -297,7 +297,7 @@ fn jacobi(a: &BoxedUint, n: &BoxedUint) -> i32 {
         if a.as_words()[0] % 4 == 3 && n.as_words()[0] % 4 == 3 {
             sign = -sign;
         }
-        let remainder = n.rem_vartime(&nonzero(&a));
+        let remainder = n.rem_vartime(nonzero(&a));
         n = std::mem::replace(&mut a, remainder);
     }
     if n.is_one().to_bool() { sign } else { 0 }

@@ -175,9 +175,9 @@ fn draw_h(key: &PublicKey, rng: &mut SecretRng) -> Zeroizing<BoxedUint> {
     let mut bytes = Zeroizing::new(vec![0_u8; key.bits().key_bytes() + 8]);
     loop {
         rng.fill_bytes(&mut bytes);
-        let x = Zeroizing::new(BoxedUint::from_be_slice_vartime(&bytes).rem(&nonzero(n)));
+        let x = Zeroizing::new(BoxedUint::from_be_slice_vartime(&bytes).rem(nonzero(n)));
         if x.gcd(n).is_one().to_bool() {
-            return Zeroizing::new(n.wrapping_sub(x.concatenating_square().rem(&nonzero(n))));
+            return Zeroizing::new(n.wrapping_sub(x.concatenating_square().rem(nonzero(n))));
         }
     }
 }

@@ -155,9 +155,8 @@ impl Group {
         #[expect(clippy::expect_used, reason = "a constant of 512 hexadecimal digits; a test reads it")]
         let n = BoxedUint::from_be_hex(RSA_2048, GROUP_BITS).into_option().expect("RSA-2048");
         let generator = |name: &str| {
-            let base =
-                expand(&[b"spnn/1 no small factor", name.as_bytes()], GROUP_BITS + HIDING_BITS).rem(&nonzero(&n));
-            base.concatenating_mul(&base).rem(&nonzero(&n))
+            let base = expand(&[b"spnn/1 no small factor", name.as_bytes()], GROUP_BITS + HIDING_BITS).rem(nonzero(&n));
+            base.concatenating_mul(&base).rem(nonzero(&n))
         };
         Self { modulus: Modulus::new(&n, arithmetic), s: generator("s"), t: generator("t"), n }
     }
@@ -169,7 +168,7 @@ impl Group {
     }
 
     fn multiply(&self, x: &BoxedUint, y: &BoxedUint) -> BoxedUint {
-        x.concatenating_mul(y).rem(&nonzero(&self.n))
+        x.concatenating_mul(y).rem(nonzero(&self.n))
     }
 
     /// `s^x · t^y`.

@@ -37,7 +37,7 @@ impl PartySide for Party {
         w: ArrayView2<'_, f32>,
     ) -> Result<(), ProtocolError> {
         let product = multiply(&mut self.product, x, w);
-        network.send_payload(Role::Server, step, bytemuck::cast_slice(product)).await
+        network.send_payload(Role::Server, step, 0, bytemuck::cast_slice(product)).await
     }
 }
 

@@ -17,69 +17,47 @@
 //! masks as in Bonawitz et al., CCS 2017, section 4, without dropouts).
 
 use super::plain::multiply;
-use super::{PartySide, ServerSide};
+use super::{MaskSteps, PartySide, ServerSide};
 use crate::error::{out_of_bound, own_value};
-use crate::{Network, Phase, ProtocolError, Role, SessionConfig, Step};
+use crate::{Network, ProtocolError, Role, SessionConfig, Step};
 use async_trait::async_trait;
 use ndarray::{Array2, ArrayView2, s};
-use spnn_crypto::{FixedPoint, MaskContext, PairKey, RingElement, Sign};
-use std::collections::BTreeMap;
+use spnn_crypto::{FixedPoint, PairKey, RingElement, Sign};
 use zeroize::Zeroize;
-
-/// The only masked tensor of a step.
-const TENSOR: u8 = 0;
 
 /// A party's side.
 pub struct Party<R: RingElement> {
     format: FixedPoint,
-    session: [u8; 32],
-    incarnation: u64,
+    masks: MaskSteps,
     keys: Vec<(Sign, PairKey)>,
     width: usize,
     /// Sum of this party's masks for the step it is prepared for; with the encoded product added, its share.
     share: Vec<R>,
     prepared: Option<(Step, usize)>,
-    /// Last step of each phase whose masks were used.
-    used: BTreeMap<Phase, Step>,
     product: Array2<f32>,
 }
 
 impl<R: RingElement> Party<R> {
-    /// The side of party `me`, with the key it shares with each other party.
+    /// The side of a party, with the key it shares with each other party, and who of the two adds.
     ///
     /// # Errors
     /// [`ProtocolError::FixedPoint`] if the session's format cannot work.
-    pub fn new(
-        session: &SessionConfig,
-        incarnation: u64,
-        me: Role,
-        keys: Vec<(Role, PairKey)>,
-    ) -> Result<Self, ProtocolError> {
-        let signed = |(peer, key)| (if me < peer { Sign::Plus } else { Sign::Minus }, key);
+    pub fn new(session: &SessionConfig, incarnation: u64, keys: Vec<(Sign, PairKey)>) -> Result<Self, ProtocolError> {
         let width = session.model.hidden_width as usize;
         Ok(Self {
             format: session.sharing.fixed_point(session.parties)?,
-            session: session.digest(),
-            incarnation,
-            keys: keys.into_iter().map(signed).collect(),
+            masks: MaskSteps::new(session, incarnation),
+            keys,
             width,
             share: Vec::new(),
             prepared: None,
-            used: BTreeMap::new(),
             product: Array2::zeros((0, width)),
         })
     }
 
     /// The sum of the masks of `step`, each derived once.
     fn derive(&mut self, step: Step, rows: usize) {
-        let context = MaskContext {
-            session: self.session,
-            incarnation: self.incarnation,
-            phase: step.phase.tag(),
-            epoch: step.epoch,
-            batch: step.batch,
-            tensor: TENSOR,
-        };
+        let context = self.masks.context(step);
         self.share.clear();
         self.share.resize(rows * self.width, R::ZERO);
         for (sign, key) in &self.keys {
@@ -102,18 +80,14 @@ impl<R: RingElement> PartySide for Party<R> {
         x: ArrayView2<'_, f32>,
         w: ArrayView2<'_, f32>,
     ) -> Result<(), ProtocolError> {
-        // A step's masks cover one value in one incarnation; going back would open the difference of two.
-        if self.used.get(&step.phase).is_some_and(|last| *last >= step) {
-            return Err(ProtocolError::MaskReuse { step });
-        }
-        self.used.insert(step.phase, step);
+        self.masks.use_once(step)?;
         if self.prepared.take() != Some((step, x.nrows())) {
             self.derive(step, x.nrows());
             self.prepared = None;
         }
         let product = multiply(&mut self.product, x, w);
         self.format.encode_onto(product, &mut self.share).map_err(|e| own_value(step, self.width, e))?;
-        network.send_payload(Role::Server, step, bytemuck::cast_slice(&self.share)).await
+        network.send_payload(Role::Server, step, 0, bytemuck::cast_slice(&self.share)).await
     }
 }
 

@@ -1,6 +1,7 @@
 //! Channels over QUIC with mutual TLS 1.3.
 //!
-//! Listeners (coordinator, server) accept the roles they expect; parties only dial out. Each channel is one
+//! Listeners (coordinator, server) accept the roles they expect; parties only dial out, unless two of them agree that one
+//! listens for the other. Each channel is one
 //! bidirectional stream that begins with four bytes from the dialing side ([`Opening`]) and one byte back.
 
 use super::Transport;
@@ -77,7 +78,7 @@ pub struct QuicOptions {
     pub dial: BTreeMap<Role, String>,
     /// Peers that may dial in.
     pub expect: Vec<Role>,
-    /// Keys of the other parties. A party without a pin is not talked to.
+    /// Keys that peers must have. A party talks to no other party without one.
     pub pins: BTreeMap<Role, Fingerprint>,
     /// How long a peer may take to answer.
     pub peer_timeout: Duration,
@@ -175,6 +176,7 @@ impl QuicTransport {
                 me: identity.role(),
                 expect: options.expect.clone(),
                 present: Mutex::default(),
+                pins: options.pins.clone(),
                 relay: (identity.role() == Role::Coordinator).then(Relay::default),
                 found,
             };
@@ -210,6 +212,7 @@ impl QuicTransport {
             match self.attempt(peer, address, deadline).await {
                 Ok(channel) => return Ok(channel),
                 Err(Attempt::Final(reason)) => return Err(connect_error(peer, address, reason)),
+                Err(Attempt::WrongKey { expected, found }) => return Err(wrong_key(peer, expected, found)),
                 Err(Attempt::Ended(ending)) => {
                     return Err(ProtocolError::PeerEnded { peer, step: crate::Step::SETUP, ending });
                 }
@@ -232,6 +235,12 @@ impl QuicTransport {
         let connecting = self.endpoint.connect(found, &name).map_err(|e| Attempt::Final(e.to_string()))?;
         let connection =
             timeout_at(deadline, connecting).await.map_err(|_| again(&"no answer"))?.map_err(|e| refused(peer, &e))?;
+        if let Some(pin) = self.options.pins.get(&peer) {
+            let (_, presented) = peer_identity(&connection).map_err(Attempt::Final)?;
+            if *pin != presented {
+                return Err(Attempt::WrongKey { expected: *pin, found: presented });
+            }
+        }
         let opened = open(&connection, Opening::Session);
         let (send, recv) = match timeout_at(deadline, opened).await {
             Err(_) => return Err(again(&"no answer to the opening")),
@@ -293,11 +302,7 @@ impl QuicTransport {
             }
         };
         if presented != pin {
-            return Err(ProtocolError::WrongKey {
-                peer: role,
-                expected: pin.to_string(),
-                found: presented.to_string(),
-            });
+            return Err(wrong_key(role, pin, presented));
         }
         let (reader, writer) = tokio::io::split(stream);
         let link = Arc::new(RelayLink::new(link, key));
@@ -315,6 +320,7 @@ impl Transport for QuicTransport {
         let deadline = Instant::now() + waited;
         match (peer, self.options.dial.get(&peer).cloned()) {
             (_, Some(address)) => self.dial(peer, &address, deadline).await,
+            (_, None) if self.options.expect.contains(&peer) => self.arrival(peer, waited, deadline).await,
             (Role::Party(id), None) if matches!(self.me(), Role::Party(_)) => self.through_relay(id, deadline).await,
             (_, None) => self.arrival(peer, waited, deadline).await,
         }
@@ -342,6 +348,8 @@ enum Attempt {
     Final(String),
     /// The peer said why.
     Ended(Ending),
+    /// The peer has another key than the pinned one.
+    WrongKey { expected: Fingerprint, found: Fingerprint },
 }
 
 fn refused(peer: Role, error: &ConnectionError) -> Attempt {
@@ -379,6 +387,10 @@ fn alert(code: u64) -> Option<String> {
     Some(format!("{meaning} (TLS alert {alert})"))
 }
 
+fn wrong_key(peer: Role, expected: Fingerprint, found: Fingerprint) -> ProtocolError {
+    ProtocolError::WrongKey { peer, expected: expected.to_string(), found: found.to_string() }
+}
+
 fn connect_error(peer: Role, address: &str, reason: String) -> ProtocolError {
     ProtocolError::Connect { peer, address: address.to_owned(), reason }
 }
@@ -399,6 +411,7 @@ async fn open(connection: &Connection, opening: Opening) -> std::io::Result<(Sen
 struct Door {
     me: Role,
     expect: Vec<Role>,
+    pins: BTreeMap<Role, Fingerprint>,
     present: Mutex<BTreeMap<Role, Connection>>,
     relay: Option<Relay>,
     found: mpsc::Sender<Arrival>,
@@ -439,9 +452,13 @@ enum Refusal {
 impl Door {
     /// Serves one connection: its session stream, and at the coordinator its relayed streams.
     async fn receive(&self, connection: &Connection) -> Result<(), Refusal> {
-        let peer = peer_role(connection).map_err(Refusal::TurnedAway)?;
+        let (peer, presented) = peer_identity(connection).map_err(Refusal::TurnedAway)?;
         if !self.expect.contains(&peer) {
             return Err(Refusal::TurnedAway(format!("{peer} does not take part here")));
+        }
+        if self.pins.get(&peer).is_some_and(|pin| *pin != presented) {
+            let reason = format!("{peer} has key {presented}, which is not the pinned one");
+            return Err(Refusal::TurnedAway(reason));
         }
         {
             let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
@@ -499,11 +516,11 @@ async fn accepted(send: &mut SendStream) {
     let _ = send.write_all(&[ACCEPTED]).await;
 }
 
-fn peer_role(connection: &Connection) -> Result<Role, String> {
+fn peer_identity(connection: &Connection) -> Result<(Role, Fingerprint), String> {
     let identity = connection.peer_identity().ok_or("no certificate")?;
     let chain = identity.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| "no X.509 certificate")?;
     let leaf = chain.first().ok_or("no certificate")?;
-    role_and_fingerprint(leaf).map(|(role, _)| role)
+    role_and_fingerprint(leaf)
 }
 
 fn close(connection: &Connection, ending: Ending) {
