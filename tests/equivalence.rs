@@ -1,6 +1,6 @@
 //! A split session is the network of one process; memory and QUIC are the same, bit for bit.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test panics")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test panics")]
 
 mod kit;
 

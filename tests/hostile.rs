@@ -1,7 +1,7 @@
 //! A party with a valid certificate that does not keep to the protocol, against the real coordinator, server and party
 //! as processes. Whoever it attacks ends with an error that names it, does not panic, and stays small.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test panics")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test panics")]
 
 mod kit;
 

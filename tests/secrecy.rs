@@ -1,7 +1,7 @@
 //! What stays where it belongs: nothing secret in logs, nothing but masked shares at the server, ids and scores at their
 //! owners only.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test panics")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test panics")]
 
 mod kit;
 

@@ -1,6 +1,6 @@
 //! Whatever a peer sends or a file holds: a value or an error, never a panic, never much memory.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test panics")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test panics")]
 #![allow(unsafe_code, reason = "a global allocator that counts")]
 
 mod kit;

@@ -196,7 +196,10 @@ impl SessionRecord {
 fn expected_bytes_per_row(session: &SessionConfig, rows: u32) -> f64 {
     let size = session.train.batch_size;
     let whole = u64::from(rows / size) * session.first_layer_bytes(size);
-    let last = if rows % size > 0 { session.first_layer_bytes(rows % size) } else { 0 };
+    let last = match rows % size {
+        0 => 0,
+        short => session.first_layer_bytes(short),
+    };
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52 bytes")]
     let bytes = whole.saturating_add(last) as f64;
     bytes / f64::from(rows.max(1))

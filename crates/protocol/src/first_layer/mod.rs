@@ -7,7 +7,7 @@
 //! | [`paillier`] | the sum `H1` | nothing |
 //!
 //! A protocol is one file with a side for each role. To add one: write the file, add its kind to
-//! [`FirstLayerKind`](crate::FirstLayerKind) and an arm to the two functions below; the conformance suite then runs on
+//! [`FirstLayerKind`] and an arm to the two functions below; the conformance suite then runs on
 //! it.
 
 pub mod paillier;

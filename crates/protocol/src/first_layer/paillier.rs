@@ -6,7 +6,7 @@
 //! 2. Each party checks key and proof, draws its own `x`, makes its table of powers, and begins to fill a pool of
 //!    randomizers in a thread of its own.
 //!
-//! Every step, in parts of [`PART`] ciphertexts, so that a part travels while the next one is made:
+//! Every step, in parts of 64 ciphertexts, so that a part travels while the next one is made:
 //!
 //! 3. Party i computes `X_i·W_i`, encodes it in fixed point and packs many values into each plaintext.
 //! 4. It adds its pairwise masks to the packed plaintexts, uniform in Z_n and cancelling modulo n in the sum.
