@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+use tracing::info;
 use zeroize::Zeroizing;
 
 const PARTY_ALPN: &[u8] = b"spnn-party/1";
@@ -35,6 +36,7 @@ impl Relay {
             waiting.insert((from, to), streams);
             return;
         };
+        info!(%from, %to, "relaying");
         tokio::spawn(async move {
             let mut one = tokio::io::join(recv, send);
             let mut other = tokio::io::join(streams.1, streams.0);
