@@ -824,6 +824,7 @@ mod tests {
             "task": task,
             "incarnation": 1,
             "first_layer": "sharing",
+            "ring_bits": 64,
             "first_layer_bytes_per_row": 64.046_875,
             "parties": 2,
             "features": [13, 10],

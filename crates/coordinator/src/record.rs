@@ -51,6 +51,8 @@ pub struct SessionRecord {
     pub incarnation: u64,
     /// First-layer protocol.
     pub first_layer: FirstLayerKind,
+    /// Ring of `sharing`.
+    pub ring_bits: u32,
     /// Bytes of first-layer messages that each party sends for a row, headers included, as the protocol says.
     pub first_layer_bytes_per_row: f64,
     /// Number of parties.
@@ -93,6 +95,7 @@ impl SessionRecord {
             task,
             incarnation,
             first_layer: session.first_layer,
+            ring_bits: session.sharing.ring_bits,
             first_layer_bytes_per_row: expected_bytes_per_row(session, if train > 0 { train } else { test }),
             parties: session.parties,
             features,
