@@ -16,8 +16,8 @@ const ROUNDS: usize = 128;
 /// A non-interactive proof that n = p·q with primes p, q = 3 mod 4, gcd(n, φ(n)) = 1, neither of them small.
 ///
 /// Source: Canetti, Gennaro, Goldfeder, Makriyannis, Peled, *UC Non-Interactive, Proactive, Threshold ECDSA with
-/// Identifiable Aborts* (CGGMP21, eprint 2021/060): figure 12, Paillier–Blum modulus, with 128 rounds for their 80, and
-/// figure 28, no small factor. Made non-interactive by Fiat and Shamir: challenges are SHA-256 of the caller's context,
+/// Identifiable Aborts* (CGGMP21, eprint 2021/060): Πmod, Paillier–Blum modulus, with 128 rounds for their 80, and
+/// Πfac, no small factor. Made non-interactive by Fiat and Shamir: challenges are SHA-256 of the caller's context,
 /// n and the commitments.
 ///
 /// **What it shows.** Each challenge y has an n-th root (so n is square-free and encryption loses nothing), and one of

@@ -29,7 +29,7 @@ const HIDING_BITS: u32 = 128;
 /// A non-interactive proof that n = p·q with both factors below `2^(bits/2 + 257)`, and so both at least
 /// `2^(bits/2 − 258)`: 766 bits for a key of 2048 bits, 1278 for 3072.
 ///
-/// Source: CGGMP21 (eprint 2021/060), figure 28, no-small-factor proof. Two things differ. The verifier's commitment
+/// Source: CGGMP21 (eprint 2021/060), Πfac, the no-small-factor proof. Two things differ. The verifier's commitment
 /// modulus is RSA-2048 with hashed squares s and t, instead of one from each verifier: one proof serves all, and it
 /// rests on nobody having RSA-2048's factors (who has them could claim too much, but learns nothing of p and q beyond
 /// their residues modulo small divisors of the group's order). And all numbers are non-negative, with `σ' = σ − ν·p`
