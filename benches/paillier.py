@@ -102,7 +102,7 @@ def accuracy():
     lines = ["| data set | epochs | sharing: AUC | paillier: AUC | all weights |", "| --- | ---: | ---: | ---: | --- |"]
     if not (ROOT / "../shared/data").exists():
         return ["Skipped: ../shared/data is not there."]
-    for session, n in (("fraud", 6), ("default_credit", 6), ("distress", 3)):
+    for session, n in (("fraud", 10), ("default_credit", 20), ("distress", 6)):
         with tempfile.TemporaryDirectory() as tmp:
             (a, ours), (b, theirs) = (auc(session, f, n, pathlib.Path(tmp) / f) for f in ("sharing", "paillier"))
         same = "the same bits" if ours == theirs else "differ"

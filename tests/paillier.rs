@@ -23,20 +23,31 @@ fn run(stage: &Stage, first_layer: &str) -> String {
     ended["coordinator"].said.clone()
 }
 
-/// Both open the same integers, so every role ends with the same bits, whoever carries the chain.
-#[test]
-fn the_same_bits_as_sharing_relayed_and_direct() {
-    let mut stage = Stage::new(3, 40);
+/// A stage, and the models of its session under `sharing`.
+fn shared(parties: u16) -> (Stage, Vec<(String, Vec<u8>)>) {
+    let mut stage = Stage::new(parties, 40);
     let relayed = run(&stage, "sharing");
     assert!(relayed.contains("relaying"));
-    let sharing = models(&stage);
-
+    let models = models(&stage);
     stage.session.insert("first_layer".into(), "paillier".into());
     stage.session.insert("paillier".into(), table("key_bits = 2048\nallow_112_bit = true").into());
-    let relayed = run(&stage, "paillier");
-    assert!(relayed.contains("relaying"));
-    assert!(models(&stage) == sharing, "paillier through the relay gives other weights than sharing");
+    (stage, models)
+}
 
+/// Both open the same integers, so every role ends with the same bits.
+#[test]
+fn the_same_bits_as_sharing_with_any_number_of_parties() {
+    for parties in [2, 3, 5] {
+        let (stage, sharing) = shared(parties);
+        let relayed = run(&stage, "paillier");
+        assert!(relayed.contains("relaying"));
+        assert!(models(&stage) == sharing, "{parties} parties: paillier gives other weights than sharing");
+    }
+}
+
+#[test]
+fn the_same_bits_over_direct_links() {
+    let (mut stage, sharing) = shared(3);
     // Party 0 listens for the other two, party 1 for party 2: nothing is left to relay.
     let port = || UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let (zero, one) = (port(), port());

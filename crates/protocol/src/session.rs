@@ -518,7 +518,8 @@ impl SessionConfig {
     /// The first field in which another session's canonical text differs, for the error message.
     #[must_use]
     pub fn difference(&self, theirs: &str) -> Option<Difference> {
-        let ours = serde_json::to_value(self).unwrap_or_default();
+        // From text on both sides: a value that is an `f32` here would widen to other digits than its text has.
+        let ours: serde_json::Value = serde_json::from_str(&self.canonical()).unwrap_or_default();
         let theirs: serde_json::Value = serde_json::from_str(theirs).unwrap_or_default();
         first_difference("", &ours, &theirs)
     }
@@ -604,4 +605,52 @@ fn cut(text: String) -> String {
         cut.push('…');
     }
     cut
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = include_str!("../../../examples/breast_cancer/session.toml");
+
+    fn config(text: &str) -> SessionConfig {
+        SessionFile::parse(text, Path::new("test.toml")).unwrap().config().unwrap()
+    }
+
+    #[test]
+    fn a_session_does_not_differ_from_its_own_text() {
+        let layers = "server = [{ dropout = 0.1 }, { layer-norm = true }, { linear = 3 }]";
+        let at = FILE.find("server = [{").unwrap();
+        let end = at + FILE[at..].find('\n').unwrap();
+        let config = config(&[&FILE[..at], layers, &FILE[end..]].concat());
+        assert_eq!(config.difference(&config.canonical()), None);
+    }
+
+    #[test]
+    fn one_changed_value_is_named_with_both_values() {
+        let changed = config(&FILE.replace("learning_rate = 0.01", "learning_rate = 0.02"));
+        let difference = config(FILE).difference(&changed.canonical()).unwrap();
+        assert_eq!(difference.field, "train.optimizer.learning_rate");
+        assert_eq!((difference.ours.as_str(), difference.theirs.as_str()), ("0.01", "0.02"));
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_named() {
+        for (from, to, field) in [
+            ("test_fraction = 0.2", "test_fraction = 1.0", "data.test_fraction"),
+            ("clip = 5.0", "clip = -1.0", "data.clip"),
+            ("batch_size = 32", "batch_size = 0", "train.batch_size"),
+            ("hidden_width = 8 ", "hidden_width = 0 ", "model.hidden_width"),
+            ("label_holder = true", "label_holder = false", "label holders"),
+            ("learning_rate = 0.01", "learning_rate = -1.0", "learning_rate"),
+            ("name = \"breast-cancer\"", "name = \"a/b\"", "name"),
+        ] {
+            let text = FILE.replace(from, to);
+            assert_ne!(text, FILE, "{from}");
+            let error = SessionFile::parse(&text, Path::new("t.toml")).unwrap().config().unwrap_err().to_string();
+            assert!(error.contains(field), "{to}: {error}");
+        }
+        let error = SessionFile::parse(&FILE.replace("seed =", "sede ="), Path::new("t.toml")).unwrap_err().to_string();
+        assert!(error.contains("sede") && error.contains("t.toml"), "{error}");
+    }
 }
