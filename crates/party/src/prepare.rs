@@ -32,12 +32,6 @@ impl Prepared {
         Ok(Self { table: read(&source)? })
     }
 
-    /// Takes over a table that is in memory.
-    #[must_use]
-    pub fn from_table(table: Table) -> Self {
-        Self { table }
-    }
-
     /// What others may know of it.
     ///
     /// # Errors
