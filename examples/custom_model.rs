@@ -12,7 +12,6 @@ use spnn::protocol::{JoinOptions, Role, SessionFile, Task};
 use spnn::server::Server;
 use std::error::Error;
 use std::path::Path;
-use std::time::Duration;
 
 /// `z = h1 + layers(h1)`: the layers learn what to add.
 struct Residual {
@@ -59,13 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let file = SessionFile::read(&directory.join("session.toml"))?;
     let session = file.config()?;
     let run_dir = std::env::temp_dir().join(format!("spnn-custom-model-{}", std::process::id()));
-    let join = |role: Role| JoinOptions {
-        task: Task::Train,
-        directory: run_dir.join(role.to_string()),
-        join_timeout: Duration::from_secs(30),
-        peer_timeout: Duration::from_secs(30),
-        allow_unprotected: false,
-    };
+    let join = |role: Role| JoinOptions::new(Task::Train, run_dir.join(role.to_string()));
     let parties: Vec<PartyOptions> = (session.party_roles().zip(spnn::sources::sources(&file.data, &directory)?))
         .map(|(role, data)| PartyOptions { join: join(role), data, scores: None })
         .collect();
@@ -83,7 +76,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let ends =
         runtime.block_on(spnn::in_memory::run_with(&session, &coordinator, server, &parties, 256 << 10, &mut Print))?;
     std::fs::remove_dir_all(&run_dir)?;
-    let auc = ends.coordinator?.test.and_then(|t| t.auc).ok_or("no test rows")?;
+    let auc = ends.coordinator?.and_then(|r| r.test?.auc).ok_or("no test rows")?;
     assert!(auc > 0.98, "test AUC {auc}");
     eprintln!("test AUC {auc:.4} with a model of our own");
     Ok(())

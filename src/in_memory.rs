@@ -4,14 +4,14 @@ use futures_util::future::{join, join_all};
 use spnn_coordinator::{Observer, SessionRecord};
 use spnn_crypto::SecretRng;
 use spnn_party::{Outcome, Party, PartyError, PartyOptions};
-use spnn_protocol::transport::memory_network;
+use spnn_protocol::transport::MemoryNetwork;
 use spnn_protocol::{JoinOptions, ProtocolError, Role, SessionConfig};
 use spnn_server::Server;
 
 /// What each role ended with.
 pub struct Ends {
     /// The coordinator's record.
-    pub coordinator: Result<SessionRecord, ProtocolError>,
+    pub coordinator: Result<Option<SessionRecord>, ProtocolError>,
     /// The server.
     pub server: Result<(), ProtocolError>,
     /// The parties, in order.
@@ -48,32 +48,16 @@ pub async fn run_with(
     pipe: usize,
     observer: &mut dyn Observer,
 ) -> Result<Ends, ProtocolError> {
-    let roles: Vec<Role> = session.roles().collect();
-    let mut rng = SecretRng::from_system()?;
-    let mut ends = memory_network(&roles, pipe, coordinator.peer_timeout, &mut rng);
-    let party_ends = ends.split_off(2);
-    let server_end = ends.pop();
-    let coordinator_end = ends.pop();
-    let gone = |role| ProtocolError::NotJoined { peer: role, waited: coordinator.join_timeout };
+    let network = MemoryNetwork::new(pipe, coordinator.peer_timeout, &mut SecretRng::from_system()?);
     // Each end is moved into its role and dropped with it, so that the others notice when one is gone.
-    let coordinating = async move {
-        match coordinator_end {
-            Some(mut end) => spnn_coordinator::run(&mut end, session, coordinator, observer).await,
-            None => Err(gone(Role::Coordinator)),
-        }
-    };
-    let serving = async move {
-        match server_end {
-            Some(mut end) => server.run(&mut end).await,
-            None => Err(gone(Role::Server)),
-        }
-    };
-    let training = join_all(
-        party_ends
-            .into_iter()
-            .zip(parties)
-            .map(|(mut end, options)| async move { Party::run(&mut end, session, options).await }),
-    );
+    let mut coordinator_end = network.transport(Role::Coordinator);
+    let mut server_end = network.transport(Role::Server);
+    let coordinating = async move { spnn_coordinator::run(&mut coordinator_end, session, coordinator, observer).await };
+    let serving = async move { server.run(&mut server_end).await };
+    let training = join_all(session.party_roles().zip(parties).map(|(role, options)| {
+        let mut end = network.transport(role);
+        async move { Party::run(&mut end, session, options).await }
+    }));
     let (coordinator, (server, parties)) = join(coordinating, join(serving, training)).await;
     Ok(Ends { coordinator, server, parties })
 }

@@ -18,6 +18,11 @@ fn main() -> ExitCode {
     start_log(&cli);
     match cli::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
+        // A role that was asked to stop has done what it was asked.
+        Err(e) if e.exit_code() == 0 => {
+            eprintln!("{e}; start it again to go on");
+            ExitCode::SUCCESS
+        }
         Err(e) => {
             eprintln!("error: {e}");
             if let Some(hint) = e.hint() {

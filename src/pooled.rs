@@ -182,7 +182,7 @@ pub fn pool(
         if only.is_none_or(|o| usize::from(o) == i) {
             let schedule = session.schedule(shape.rows);
             let standardizer = data.fit(&session.preparation, &schedule.order(Phase::Train, 1))?;
-            data.scale(standardizer.as_ref(), &session.preparation)?;
+            data.scale(standardizer, &session.preparation)?;
             blocks.push(data.features().to_owned());
         }
     }

@@ -15,7 +15,6 @@ use spnn::sources::{sources, split_columns};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 use toml::{Table, Value};
 
 /// Parameters of the whole network, by block.
@@ -64,11 +63,8 @@ impl Observer for Silent {
 fn split(session: &SessionConfig, data: &[DataSource]) -> Network {
     let directory = tempfile::tempdir().unwrap();
     let join = |role: Role| JoinOptions {
-        task: Task::Train,
-        directory: directory.path().join(role.to_string()),
-        join_timeout: Duration::from_secs(30),
-        peer_timeout: Duration::from_secs(30),
         allow_unprotected: true,
+        ..JoinOptions::new(Task::Train, directory.path().join(role.to_string()))
     };
     let parties: Vec<PartyOptions> = (session.party_roles().zip(data))
         .map(|(role, data)| PartyOptions { join: join(role), data: data.clone(), scores: None })

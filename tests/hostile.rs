@@ -5,6 +5,7 @@
 
 mod kit;
 
+use futures_util::future::BoxFuture;
 use kit::{DONE, Ended, NETWORK, Numbers, PEER_GONE, PROTOCOL, Process, Stage, all_end};
 use nix::sys::resource::{UsageWho, getrusage};
 use quinn::crypto::rustls::QuicClientConfig;
@@ -17,10 +18,10 @@ use spnn::protocol::message::{
     ALPN, CONTROL_BYTES_MAX, Done, EpochEnd, HEADER_BYTES, Header, Kind, Metrics, Progress, Report, Start,
     encode_control,
 };
-use spnn::protocol::transport::{QuicOptions, QuicTransport, Transport, TransportTuning, memory_network};
+use spnn::protocol::transport::{MemoryNetwork, QuicOptions, QuicTransport, Transport, TransportTuning};
 use spnn::protocol::{
-    Channel, DataShape, Ending, Fingerprint, Identity, JoinOptions, Joined, Joining, Link, Phase, ProtocolError, Role,
-    SessionConfig, SessionFile, Step, Task, hello,
+    Channel, DataShape, Ending, Fingerprint, Identity, JoinOptions, Joined, Joining, Link, Phase, Position,
+    ProtocolError, Role, SessionConfig, SessionFile, Step, Task, hello,
 };
 use std::collections::BTreeMap;
 use std::fs;
@@ -68,8 +69,8 @@ impl Hostile {
         let ids: Vec<String> = (0..ROWS).map(|row| format!("R{row:05}")).collect();
         let shape = DataShape { rows: ROWS as u32, features: 3, ids: digest_ids(&ids) };
         let options = options(stage);
-        let joining = Joining::connect(&mut transport, &session, &options).await.unwrap();
-        let joined = joining.join(Some(shape)).await.unwrap();
+        let joining = Joining::connect(&mut transport, &session, &options, LIMIT).await.unwrap();
+        let joined = joining.join(Some(shape), Vec::new()).await.unwrap();
         let (connection, raw) = transport.server.clone().unwrap();
         Self { session, joined, connection, raw, _transport: transport }
     }
@@ -103,11 +104,10 @@ impl Hostile {
 
 fn options(stage: &Stage) -> JoinOptions {
     JoinOptions {
-        task: Task::Train,
-        directory: stage.path("hostile"),
         join_timeout: LIMIT,
         peer_timeout: LIMIT,
         allow_unprotected: true,
+        ..JoinOptions::new(Task::Train, stage.path("hostile"))
     }
 }
 
@@ -159,6 +159,10 @@ impl Transport for Door {
         let tap = Tap(Arc::new(Mutex::new(send)));
         self.server = Some((connection.clone(), tap.clone()));
         Ok(Channel::new(peer, Arc::new(Bare), Box::new(recv), Box::new(tap), LIMIT))
+    }
+
+    fn leave(&mut self, ending: Ending) {
+        self.quic.leave(ending);
     }
 }
 
@@ -244,6 +248,9 @@ impl Link for Bare {
     fn end(&self, _ending: Ending) {}
     fn peer_ending(&self) -> Option<Ending> {
         None
+    }
+    fn down(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
     }
     fn down_reason(&self) -> Option<String> {
         None
@@ -669,7 +676,7 @@ fn sizes_that_a_party_does_not_have() {
     let session = session.config().unwrap();
     for (rows, features) in [(1000, vec![1, 1]), (1, vec![1, 1]), (2, vec![5, 1]), (2, vec![1]), (2, vec![1, u32::MAX])]
     {
-        let start = Start { incarnation: 1, rows, features };
+        let start = Start { incarnation: 1, rows, features, resume: Position::START };
         let options = PartyOptions {
             join: JoinOptions {
                 directory: tempfile::tempdir_in(&directory).unwrap().path().to_owned(),
@@ -682,9 +689,8 @@ fn sizes_that_a_party_does_not_have() {
             .unwrap(),
             scores: None,
         };
-        let roles: Vec<Role> = session.roles().collect();
-        let mut ends = memory_network(&roles, 1 << 16, LIMIT, &mut SecretRng::from_system().unwrap()).into_iter();
-        let [mut coordinator, _server, mut party] = [(); 3].map(|()| ends.next().unwrap());
+        let network = MemoryNetwork::new(1 << 16, LIMIT, &mut SecretRng::from_system().unwrap());
+        let (mut coordinator, mut party) = (network.transport(Role::Coordinator), network.transport(Role::party(0)));
         let found = runtime().block_on(async {
             let lying = async {
                 let mut channel = coordinator.connect(Role::party(0), LIMIT).await.unwrap();

@@ -13,7 +13,7 @@ use spnn::nn::{first_layer_weights, matmul};
 use spnn::party::data::{Columns, DataSource};
 use spnn::party::{Party, PartyOptions};
 use spnn::protocol::message::Kind;
-use spnn::protocol::transport::memory_network;
+use spnn::protocol::transport::MemoryNetwork;
 use spnn::protocol::{JoinOptions, Joined, Joining, Phase, Role, SessionConfig, SessionFile, Step, Task};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -224,17 +224,10 @@ fn shares(ring_bits: u32, directory: &Path) -> (SessionConfig, [Vec<u8>; 2]) {
         "#
     ));
     let session = SessionFile::parse(&toml::to_string(&file).unwrap(), Path::new("test")).unwrap().config().unwrap();
-    let join = |role: Role| JoinOptions {
-        task: Task::Train,
-        directory: directory.join(role.to_string()),
-        join_timeout: Duration::from_secs(30),
-        peer_timeout: Duration::from_secs(30),
-        allow_unprotected: false,
-    };
-    let roles: Vec<Role> = session.roles().collect();
-    let mut ends =
-        memory_network(&roles, 4096, Duration::from_secs(30), &mut SecretRng::from_system().unwrap()).into_iter();
-    let [mut coordinator, mut server, mut first, mut second] = [(); 4].map(|()| ends.next().unwrap());
+    let join = |role: Role| JoinOptions::new(Task::Train, directory.join(role.to_string()));
+    let network = MemoryNetwork::new(4096, Duration::from_secs(30), &mut SecretRng::from_system().unwrap());
+    let roles = [Role::Coordinator, Role::Server, Role::party(0), Role::party(1)];
+    let [mut coordinator, mut server, mut first, mut second] = roles.map(|role| network.transport(role));
     let party = |i: u16, file: &str| PartyOptions {
         join: join(Role::party(i)),
         data: DataSource {
@@ -250,8 +243,8 @@ fn shares(ring_bits: u32, directory: &Path) -> (SessionConfig, [Vec<u8>; 2]) {
     let (one, two) = (party(0, "a.csv"), party(1, "b.csv"));
     let (coordinating, serving) = (join(Role::Coordinator), join(Role::Server));
     let recording = async {
-        let joining = Joining::connect(&mut server, &session, &serving).await.unwrap();
-        let Joined { mut network, .. } = joining.join(None).await.unwrap();
+        let joining = Joining::connect(&mut server, &session, &serving, Duration::from_secs(30)).await.unwrap();
+        let Joined { mut network, .. } = joining.join(None, Vec::new()).await.unwrap();
         let step = Step { phase: Phase::Train, epoch: 1, batch: 0 };
         let mut seen = [(); 2].map(|()| vec![0_u8; MANY * WIDE * ring_bits as usize / 8]);
         for (party, seen) in (0..).zip(&mut seen) {

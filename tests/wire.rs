@@ -5,6 +5,7 @@
 
 mod kit;
 
+use futures_util::future::BoxFuture;
 use kit::table;
 use ndarray::Array2;
 use proptest::collection::vec;
@@ -16,8 +17,8 @@ use spnn::protocol::message::{
     Ready, Report, Start, decode_control, encode_control,
 };
 use spnn::protocol::{
-    Channel, DataShape, Ending, Link, Phase, ProtocolError, Role, SavedModel, SessionConfig, SessionFile, Step, Task,
-    Tensor, hello, inspect_certificate,
+    Channel, DataShape, Ending, Link, Phase, Position, ProtocolError, Role, SavedModel, SessionConfig, SessionFile,
+    Step, Task, Tensor, hello, inspect_certificate,
 };
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -75,6 +76,9 @@ impl Link for Bare {
     fn end(&self, _ending: Ending) {}
     fn peer_ending(&self) -> Option<Ending> {
         None
+    }
+    fn down(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
     }
     fn down_reason(&self) -> Option<String> {
         None
@@ -152,7 +156,7 @@ static FRAMES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     let tensor = [0.5_f32; 6].map(f32::to_le_bytes).concat();
     vec![
         control(&hello(&SESSION, Task::Train, 3, DataShape { rows: 5, features: 6, ids: [0; 32] })),
-        control(&Start { incarnation: 1, rows: 2, features: vec![3, 4] }),
+        control(&Start { incarnation: 1, rows: 2, features: vec![3, 4], resume: Position::START }),
         control(&Report::Progress(Progress { rows: 1, loss: 0.5 })),
         control(&Report::EpochEnd(end)),
         control(&Report::Done(Done { cpu_seconds: 0.5, peak_rss_bytes: 1 })),

@@ -4,7 +4,7 @@ use super::{CliError, RunRole};
 use serde::{Deserialize, Serialize};
 use spnn::party::data::DataSource;
 use spnn::protocol::transport::{QuicOptions, TransportTuning};
-use spnn::protocol::{Fingerprint, Identity, JoinOptions, Role, SessionConfig, SessionFile};
+use spnn::protocol::{Fingerprint, Identity, JoinOptions, Role, SessionConfig, SessionFile, Stop};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -42,6 +42,10 @@ pub(crate) struct RoleConfig {
     /// How long a peer may take to answer once the session runs.
     #[serde(default = "peer_timeout_default")]
     pub(crate) peer_timeout_s: f64,
+    /// How long all roles may take to come together again when one is gone; 0 to end at once. A role that is started
+    /// again goes on from its last checkpoint.
+    #[serde(default = "rejoin_timeout_default")]
+    pub(crate) rejoin_timeout_s: f64,
     /// Parties: fingerprints of the other parties' certificates.
     #[serde(default)]
     pub(crate) peers: BTreeMap<Role, Fingerprint>,
@@ -68,6 +72,10 @@ fn join_timeout_default() -> f64 {
 
 fn peer_timeout_default() -> f64 {
     60.0
+}
+
+fn rejoin_timeout_default() -> f64 {
+    300.0
 }
 
 /// A role's configuration, read and checked.
@@ -105,6 +113,8 @@ impl Loaded {
             directory: config.directory.clone(),
             join_timeout: seconds(config.join_timeout_s),
             peer_timeout: seconds(config.peer_timeout_s),
+            rejoin_timeout: seconds(config.rejoin_timeout_s),
+            stop: Stop::default(),
             allow_unprotected: config.allow_unprotected,
         };
         Ok(Self { file, config, session, identity, join })

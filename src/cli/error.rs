@@ -54,6 +54,9 @@ impl CliError {
         match self {
             Self::Protocol { source, .. } => source.hint(),
             Self::Party { source, .. } => source.hint(),
+            Self::Roles { code, .. } if [Cause::PeerGone.code(), Cause::Storage.code()].contains(code) => Some(
+                "nothing is lost: spnn simulate --resume with this run directory goes on from the last checkpoints",
+            ),
             Self::Config { .. } => Some("a commented example is in the README under 'Four terminals'"),
             _ => None,
         }

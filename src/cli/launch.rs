@@ -3,6 +3,7 @@
 use super::CliError;
 use super::config::RoleConfig;
 use super::progress::metrics;
+use super::role::asked_to_stop;
 use super::simulate::say;
 use spnn::coordinator::SessionRecord;
 use spnn::party::data::DataSource;
@@ -13,6 +14,8 @@ use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// One session of a simulation.
@@ -45,13 +48,19 @@ struct Process {
 /// Runs the session and shows its result.
 pub(crate) fn launch(launch: &Launch<'_>) -> Result<(), CliError> {
     let mut processes = Vec::new();
-    let result = start_all(launch, &mut processes).and_then(|()| watch(&mut processes));
+    let stop = Arc::new(AtomicBool::new(false));
+    watch_signals(&stop)?;
+    let result = start_all(launch, &mut processes).and_then(|()| watch(&mut processes, &stop));
     // On any error: nothing this command started may outlive it.
     for process in processes.iter_mut().filter(|p| p.code.is_none()) {
         let _ = process.child.kill();
         let _ = process.child.wait();
     }
     result?;
+    if stop.load(Ordering::Relaxed) && launch.task == Task::Train && !launch.report.join("report.json").exists() {
+        say(&format!("stopped; to go on: spnn simulate --resume {}", launch.run_dir.display()));
+        return Ok(());
+    }
     let text = fs::read_to_string(launch.report.join("report.json")).unwrap_or_default();
     if let Ok(SessionRecord { test: Some(test), wall_seconds, .. }) = serde_json::from_str(&text) {
         say(&format!("test: {}  ({wall_seconds:.1} s in all)", metrics(&test)));
@@ -130,6 +139,8 @@ fn config(launch: &Launch<'_>, role: Role) -> RoleConfig {
         allow_unprotected: launch.session.first_layer == FirstLayerKind::Plain,
         join_timeout_s: 60.0,
         peer_timeout_s: 120.0,
+        // This command watches the processes itself, and ends all when one is gone.
+        rejoin_timeout_s: 0.0,
         peers: BTreeMap::new(),
         dial: BTreeMap::new(),
         accept: Vec::new(),
@@ -166,12 +177,39 @@ fn start(launch: &Launch<'_>, role: Role, config: &RoleConfig, scores: Option<&P
     Ok(Process { role, child, log, code: None })
 }
 
-/// Waits for all; once one has failed, the others have a while to end by themselves.
-fn watch(processes: &mut [Process]) -> Result<(), CliError> {
+/// Sets `stop` when this process gets SIGTERM or SIGINT.
+fn watch_signals(stop: &Arc<AtomicBool>) -> Result<(), CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| CliError::File { file: "tokio".into(), source })?;
+    let stop = Arc::clone(stop);
+    std::thread::spawn(move || {
+        runtime.block_on(asked_to_stop());
+        stop.store(true, Ordering::Relaxed);
+    });
+    Ok(())
+}
+
+/// Waits for all; once one has failed, the others have a while to end by themselves. When this process is asked to
+/// stop, so are they.
+fn watch(processes: &mut [Process], stop: &AtomicBool) -> Result<(), CliError> {
     let mut failed: Option<Instant> = None;
+    let mut asked = false;
     loop {
+        if stop.load(Ordering::Relaxed) && !asked {
+            asked = true;
+            say("asked to stop: every role finishes its batch and makes a checkpoint");
+            for process in processes.iter().filter(|p| p.code.is_none()) {
+                let id = i32::try_from(process.child.id()).unwrap_or_default();
+                // One that has just ended has nothing to stop.
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGTERM);
+            }
+        }
         for process in processes.iter_mut() {
-            if poll(process)?.is_some_and(|code| code != 0) {
+            // When all stop, the last ones may find that the others are gone.
+            let may = if asked { Cause::PeerGone.code() } else { Cause::Done.code() };
+            if poll(process)?.is_some_and(|code| code != 0 && code != may) {
                 failed.get_or_insert_with(Instant::now);
             }
         }

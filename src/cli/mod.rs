@@ -24,7 +24,7 @@ use std::path::PathBuf;
 #[command(version, propagate_version = true, max_term_width = 110)]
 #[command(after_help = "Example: spnn simulate            (trains the example that ships inside the binary)\n\n\
 Exit codes: 0 done · 2 configuration · 3 data · 4 network · 5 a peer broke the protocol ·\n\
-            74 could not write · 75 a peer is gone, the run can be repeated")]
+            74 could not write · 75 a peer is gone, the run can be resumed")]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -43,7 +43,8 @@ pub(crate) enum Command {
     /// Run every role as its own process on this machine, over real QUIC with throw-away certificates
     #[command(
         after_help = "Examples:\n  spnn simulate\n  spnn simulate session.toml --epochs 5 --run-dir runs/try\n  \
-        spnn simulate session.toml --first-layer plain --in-memory"
+        spnn simulate session.toml --first-layer plain --in-memory\n  \
+        spnn simulate --resume runs/try"
     )]
     Simulate(Simulate),
     /// Train the same network in one process on pooled columns, or on one party's, to compare with
@@ -119,6 +120,10 @@ pub(crate) struct Simulate {
     /// Where everything goes [default: runs/<session name>-<time>]
     #[arg(long, value_name = "DIR")]
     pub(crate) run_dir: Option<PathBuf>,
+    /// Go on with an interrupted run in its run directory, from the last checkpoints, to the same weights bit for bit
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["session", "run_dir", "in_memory", "first_layer", "ring_bits",
+        "parties", "epochs", "seed"])]
+    pub(crate) resume: Option<PathBuf>,
     /// All roles in one process, for debugging
     #[arg(long)]
     pub(crate) in_memory: bool,

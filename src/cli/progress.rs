@@ -1,10 +1,12 @@
 //! What the coordinator shows while a session runs: a bar on a terminal, a line an epoch otherwise.
 
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use spnn::coordinator::{EpochRecord, Event, Observer};
+use spnn::coordinator::{EpochRecord, Event, Observer, SessionRecord};
 use spnn::protocol::message::Metrics;
-use spnn::protocol::{SessionConfig, Task};
+use spnn::protocol::{Position, ProtocolError, SessionConfig, Task};
+use spnn::report;
 use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Shows progress on standard output.
@@ -12,30 +14,43 @@ pub(crate) struct Console {
     bar: ProgressBar,
     epochs: u32,
     train_rows: u64,
+    /// Trained on before this start.
+    rows_before: u64,
     started: Instant,
     terminal: bool,
     /// When the last line was written, where there is no terminal.
     told: Instant,
+    /// Where the report goes.
+    report: PathBuf,
 }
 
 /// A line at least this often within a long epoch, where there is no terminal.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
 impl Console {
-    pub(crate) fn new(session: &SessionConfig, task: Task) -> Self {
+    pub(crate) fn new(session: &SessionConfig, task: Task, report: &Path) -> Self {
         let terminal = std::io::stdout().is_terminal();
         let target = if terminal { ProgressDrawTarget::stdout() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(None, target);
         let epochs = if task == Task::Train { session.train.epochs } else { 0 };
         let now = Instant::now();
-        Self { bar, epochs, train_rows: 0, started: now, terminal, told: now }
+        Self {
+            bar,
+            epochs,
+            train_rows: 0,
+            rows_before: 0,
+            started: now,
+            terminal,
+            told: now,
+            report: report.to_owned(),
+        }
     }
 
     pub(crate) fn finish(&mut self) {
         self.bar.finish_and_clear();
     }
 
-    fn line(&self, text: &str) {
+    pub(crate) fn line(&self, text: &str) {
         if self.terminal {
             self.bar.println(text);
         } else {
@@ -46,11 +61,12 @@ impl Console {
 
     fn left(&self, rows_done: u64) -> String {
         let all = self.train_rows * u64::from(self.epochs);
-        if rows_done == 0 {
+        let now = rows_done.saturating_sub(self.rows_before);
+        if now == 0 {
             return String::new();
         }
         #[expect(clippy::cast_precision_loss, reason = "for people")]
-        let left = self.started.elapsed().mul_f64((all.saturating_sub(rows_done)) as f64 / rows_done as f64);
+        let left = self.started.elapsed().mul_f64((all.saturating_sub(rows_done)) as f64 / now as f64);
         format!(", {} left", HumanDuration(left))
     }
 }
@@ -59,13 +75,21 @@ impl Observer for Console {
     fn on(&mut self, event: &Event<'_>) {
         match event {
             Event::Joined(role) => self.line(&format!("{role} has joined")),
-            Event::Started { train_rows, test_rows } => {
+            Event::Interrupted(error) => {
+                self.line(&format!("interrupted: {error}; waiting for all roles to come back"))
+            }
+            Event::Started { train_rows, test_rows, from } => {
                 self.train_rows = u64::from(*train_rows);
+                // Batches of the epoch before this start are few beside the rest.
+                self.rows_before = u64::from(from.epoch.saturating_sub(1)) * self.train_rows;
                 self.started = Instant::now();
                 self.line(&match train_rows {
                     0 => format!("all roles are ready: {test_rows} rows"),
                     _ => format!("all roles are ready: {train_rows} rows to train on, {test_rows} to test"),
                 });
+                if *from > Position::START && from.epoch <= self.epochs {
+                    self.line(&format!("going on from the checkpoint at {from}"));
+                }
                 if *train_rows > 0 {
                     self.bar.set_length(self.train_rows * u64::from(self.epochs));
                     self.bar.reset_elapsed();
@@ -100,6 +124,10 @@ impl Observer for Console {
             }
             Event::Epoch(_) => {}
         }
+    }
+
+    fn finished(&mut self, record: &SessionRecord) -> Result<(), ProtocolError> {
+        report::write(record, &self.report)
     }
 }
 

@@ -3,21 +3,25 @@
 use super::config::Loaded;
 use super::progress::Console;
 use super::{CliError, RunRole};
+use spnn::coordinator;
 use spnn::party::{Party, PartyOptions};
 use spnn::protocol::transport::QuicTransport;
 use spnn::protocol::{Cause, Ending, ProtocolError, Role, write_durable};
 use spnn::server::Server;
-use spnn::{coordinator, report};
 use std::time::Duration;
 
 /// The coordinator.
 pub(crate) fn coordinator(args: &RunRole) -> Result<(), CliError> {
     let loaded = Loaded::read(args, "coordinator", |r| r == Role::Coordinator)?;
     on_network(&loaded, async |transport| {
-        let mut console = Console::new(&loaded.session, loaded.join.task);
+        let report = loaded.config.report.as_ref().unwrap_or(&loaded.config.directory);
+        let mut console = Console::new(&loaded.session, loaded.join.task, report);
         let record = coordinator::run(transport, &loaded.session, &loaded.join, &mut console).await?;
         console.finish();
-        report::write(&record, loaded.config.report.as_ref().unwrap_or(&loaded.config.directory))
+        if record.is_none() {
+            console.line("this session was over before; the roles that came have been told");
+        }
+        Ok::<(), ProtocolError>(())
     })
 }
 
@@ -88,7 +92,14 @@ fn on_network<E: RoleError>(
             let address = transport.local_address().map_err(shown)?;
             write_durable(&loaded.config.directory.join("address"), address.to_string().as_bytes()).map_err(shown)?;
         }
+        let stop = loaded.join.stop.clone();
+        let signals = tokio::spawn(async move {
+            asked_to_stop().await;
+            tracing::info!("asked to stop: finishing the batch");
+            stop.request();
+        });
         let result = role(&mut transport).await;
+        signals.abort();
         let ending = match &result {
             Ok(()) => Ending { cause: Cause::Done, culprit: me },
             Err(e) => e.told(me),
@@ -97,6 +108,19 @@ fn on_network<E: RoleError>(
         transport.wait_closed(Duration::from_secs(2)).await;
         result.map_err(|e| e.shown(me))
     })
+}
+
+/// Ends when the process gets SIGTERM, as from a service manager, or SIGINT, as from a terminal.
+pub(super) async fn asked_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
 }
 
 /// A core file would hold keys, masks and data.

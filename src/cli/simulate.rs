@@ -3,12 +3,14 @@
 use super::launch::{Launch, launch};
 use super::progress::{Console, metrics};
 use super::{Again, CliError, Overrides, Simulate};
+use spnn::in_memory;
 use spnn::party::PartyOptions;
 use spnn::party::data::DataSource;
 use spnn::pki::{self, Validity};
-use spnn::protocol::{FirstLayerKind, JoinOptions, Role, SessionFile, SessionOverrides, Task, write_durable};
+use spnn::protocol::{
+    Checkpoints, FirstLayerKind, JoinOptions, Role, SessionFile, SessionOverrides, Task, write_durable,
+};
 use spnn::sources::{has_label, sources, split_columns};
-use spnn::{in_memory, report};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -66,6 +68,9 @@ impl Plan {
 }
 
 pub(crate) fn run(args: &Simulate, log: &str) -> Result<(), CliError> {
+    if let Some(run_dir) = &args.resume {
+        return resume(run_dir, log);
+    }
     let session_file = args.session.as_deref();
     let run_dir = match &args.run_dir {
         Some(directory) => directory.clone(),
@@ -106,7 +111,39 @@ pub(crate) fn run(args: &Simulate, log: &str) -> Result<(), CliError> {
             log,
         })?;
     }
-    say(&format!("report: {}", run_dir.join("report.html").display()));
+    if run_dir.join("report.html").exists() {
+        say(&format!("report: {}", run_dir.join("report.html").display()));
+    }
+    Ok(())
+}
+
+/// Goes on with a run that was interrupted.
+fn resume(run_dir: &Path, log: &str) -> Result<(), CliError> {
+    let file = SessionFile::read(&run_dir.join("session.toml"))?;
+    let session = file.config()?;
+    let report = run_dir.join("report.html");
+    if run_dir.join("report.json").exists() {
+        // Written when every role has saved its part; a role that was killed just then has nothing left to do.
+        for role in session.roles() {
+            let directory = run_dir.join(role.to_string());
+            let failed = |source| CliError::Protocol { me: role, source };
+            Checkpoints::in_directory(&directory, role, &session).clear().map_err(failed)?;
+        }
+        say(&format!("this run is finished: {}", report.display()));
+        return Ok(());
+    }
+    launch(&Launch {
+        run_dir,
+        session: &session,
+        sources: &sources(&file.data, run_dir)?,
+        task: Task::Train,
+        report: run_dir,
+        scores: None,
+        log,
+    })?;
+    if report.exists() {
+        say(&format!("report: {}", report.display()));
+    }
     Ok(())
 }
 
@@ -158,16 +195,14 @@ pub(crate) fn again(args: &Again, task: Task, log: &str) -> Result<(), CliError>
 fn in_one_process(plan: &Plan, run_dir: &Path) -> Result<(), CliError> {
     let session = plan.file.config()?;
     let join = |role: Role| JoinOptions {
-        task: Task::Train,
-        directory: run_dir.join(role.to_string()),
-        join_timeout: Duration::from_secs(60),
         peer_timeout: Duration::from_secs(600),
         allow_unprotected: true,
+        ..JoinOptions::new(Task::Train, run_dir.join(role.to_string()))
     };
     let parties: Vec<PartyOptions> = (session.party_roles().zip(&plan.sources))
         .map(|(role, data)| PartyOptions { join: join(role), data: data.clone(), scores: None })
         .collect();
-    let mut console = Console::new(&session, Task::Train);
+    let mut console = Console::new(&session, Task::Train, run_dir);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -184,9 +219,8 @@ fn in_one_process(plan: &Plan, run_dir: &Path) -> Result<(), CliError> {
     ends.server.map_err(protocol(Role::Server))?;
     let record = ends.coordinator.map_err(protocol(Role::Coordinator))?;
     console.finish();
-    report::write(&record, run_dir).map_err(protocol(Role::Coordinator))?;
-    if let Some(test) = &record.test {
-        say(&format!("test: {}", metrics(test)));
+    if let Some(test) = record.and_then(|r| r.test) {
+        say(&format!("test: {}", metrics(&test)));
     }
     Ok(())
 }

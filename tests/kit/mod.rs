@@ -120,6 +120,7 @@ impl Stage {
                 authority = "../pki/ca.pem"
                 join_timeout_s = 20.0
                 peer_timeout_s = 20.0
+                rejoin_timeout_s = 0.0
                 transport = {{ idle_timeout_s = 10.0 }}
                 "#
             ));

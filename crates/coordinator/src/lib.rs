@@ -9,15 +9,17 @@ pub use record::{EpochRecord, SessionRecord};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use spnn_protocol::message::{Finish, Go, Progress, Ready, Report, Start};
+use spnn_protocol::message::{Finish, Go, Hello, Progress, Ready, Report, Start};
 use spnn_protocol::transport::Transport;
 use spnn_protocol::{
-    Channel, DataShape, Ending, Incarnation, JoinOptions, Network, ProtocolError, Role, SessionConfig, Step, Task, all,
-    greet, hello, within,
+    Attempts, Cause, Channel, DataShape, Ending, Incarnation, JoinOptions, Network, Position, ProtocolError, Role,
+    SessionConfig, Step, Task, all, greet, hello, within, write_durable,
 };
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
-use tracing::info;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::time::Instant;
+use tracing::{info, warn};
 
 /// What happens in a session, for whoever watches.
 #[derive(Clone, Debug)]
@@ -30,6 +32,8 @@ pub enum Event<'a> {
         train_rows: u32,
         /// Rows kept for testing.
         test_rows: u32,
+        /// Where training begins or goes on.
+        from: Position,
     },
     /// Where training is.
     Progress {
@@ -40,12 +44,23 @@ pub enum Event<'a> {
     },
     /// An epoch is over, at all roles.
     Epoch(&'a EpochRecord),
+    /// A role is gone; the session goes on when all are there again.
+    Interrupted(&'a ProtocolError),
 }
 
 /// Someone who watches a session.
 pub trait Observer {
     /// Something happened.
     fn on(&mut self, event: &Event<'_>);
+
+    /// Every role has saved what it has. This is the last moment to keep the record: once the roles are told, none of
+    /// them can report again.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Storage`] if it cannot be kept; the roles then wait for the coordinator to come back.
+    fn finished(&mut self, _record: &SessionRecord) -> Result<(), ProtocolError> {
+        Ok(())
+    }
 }
 
 /// A role may be ahead of the coordinator by so many starts, if the coordinator has lost its directory. One that could
@@ -53,86 +68,212 @@ pub trait Observer {
 const STARTS_AHEAD_MAX: u64 = 1 << 20;
 /// Once a role is known to be gone, others have this long to say why.
 const ROOT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A role that has heard the end has so long to say so.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// Longer than any epoch; a dead peer is noticed by its connection.
 const LONG: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Runs one session from the first role that joins to the last that is done.
+/// Runs one session from the first role that joins to the last that is done. When a role is gone, it waits for all to
+/// join again, for as long as its options say. `None` if it had ended before and only had to be told to roles that had
+/// not heard.
 ///
 /// # Errors
-/// [`ProtocolError`] naming the role that differs, is gone or broke the protocol; the peers are told.
+/// [`ProtocolError`] naming the role that differs, is gone or broke the protocol; the peers have been told.
 pub async fn run(
     transport: &mut dyn Transport,
     session: &SessionConfig,
     options: &JoinOptions,
     observer: &mut dyn Observer,
-) -> Result<SessionRecord, ProtocolError> {
-    let mut network = Network::new(Role::Coordinator);
-    let result = coordinate(transport, session, options, observer, &mut network).await;
-    if let Err(e) = &result {
-        network.end(e.ending(Role::Coordinator));
+) -> Result<Option<SessionRecord>, ProtocolError> {
+    let started = Instant::now();
+    let mut attempts = Attempts::new(options);
+    loop {
+        let mut start = Running { session, options, started, network: Network::new(Role::Coordinator), reached: None };
+        let attempt = async {
+            match start.join(transport, attempts.patience(), observer).await? {
+                Some(record) => start.follow(record, observer).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        let done = tokio::select! {
+            biased;
+            () = options.stop.wait() => Err(ProtocolError::Stopped),
+            done = attempt => done,
+        };
+        let Err(e) = done else { return done };
+        transport.leave(e.ending(Role::Coordinator));
+        if e.is_interruption() && !options.rejoin_timeout.is_zero() {
+            observer.on(&Event::Interrupted(&e));
+        }
+        attempts.again(e, start.reached).await?;
     }
-    result
 }
 
-async fn coordinate(
-    transport: &mut dyn Transport,
-    session: &SessionConfig,
-    options: &JoinOptions,
-    observer: &mut dyn Observer,
-    network: &mut Network,
-) -> Result<SessionRecord, ProtocolError> {
-    let started = Instant::now();
-    let kept = Incarnation::in_directory(&options.directory);
-    let last = kept.last()?;
-    let mut incarnation = last;
-    let mut shapes = BTreeMap::new();
-    let deadline = Instant::now() + options.join_timeout;
-    for role in session.roles().filter(|&r| r != Role::Coordinator) {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let mut channel = transport.connect(role, left).await?;
-        channel.set_timeout(options.join_timeout);
-        let ours = hello(session, options.task, incarnation, DataShape::default());
-        let theirs = greet(&mut channel, session, &ours).await;
-        network.add(channel);
-        let theirs = theirs?;
-        if theirs.incarnation > last.saturating_add(STARTS_AHEAD_MAX) {
-            let expected = format!("at most {STARTS_AHEAD_MAX} above {last}");
-            return Err(ProtocolError::Incarnation { peer: role, expected, found: theirs.incarnation });
-        }
-        incarnation = incarnation.max(theirs.incarnation);
-        if let Role::Party(_) = role {
-            shapes.insert(role, (theirs.rows, theirs.features));
-        }
-        observer.on(&Event::Joined(role));
-    }
-    let rows = common_rows(&shapes)?;
-    incarnation += 1;
-    kept.begin(incarnation)?;
-    info!(incarnation, rows, "all roles have joined");
-    let start = Start { incarnation, rows, features: shapes.values().map(|(_, features)| *features).collect() };
-    all(network.channels().map(|c| c.send(Step::SETUP, &start))).await?;
-    all(network.channels().map(|c| c.recv::<Ready>(Step::SETUP))).await?;
-    all(network.channels().map(|c| c.send(Step::SETUP, &Go))).await?;
+/// One start of the session.
+struct Running<'a> {
+    session: &'a SessionConfig,
+    options: &'a JoinOptions,
+    started: Instant,
+    network: Network,
+    reached: Option<Position>,
+}
 
-    let schedule = session.schedule(rows);
-    let (train_rows, test_rows) = match options.task {
-        Task::Train => (schedule.train_rows(), schedule.test_rows()),
-        Task::Evaluate | Task::Predict => (0, rows),
-    };
-    observer.on(&Event::Started { train_rows, test_rows });
-    let mut record = SessionRecord::new(session, options.task, incarnation, train_rows, test_rows, start.features);
-    let channels = std::mem::replace(network, Network::new(Role::Coordinator)).into_channels();
-    let (channels, heard) = gather(session, channels, &mut record, observer).await;
-    channels.into_iter().for_each(|c| network.add(c));
-    heard?;
-    all(network.channels().map(|c| c.send(Step::SETUP, &Finish))).await?;
-    // A role that has heard the end closes its connection; one that goes without a word has everything saved as well.
-    for channel in network.channels() {
-        channel.set_timeout(Duration::from_secs(2));
-        let _ = channel.recv::<Finish>(Step::SETUP).await;
+impl Running<'_> {
+    /// Brings all roles together; no record if all that come had only to be told that everything is done.
+    async fn join(
+        &mut self,
+        transport: &mut dyn Transport,
+        patience: Duration,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<SessionRecord>, ProtocolError> {
+        let Self { session, options, network, .. } = self;
+        let kept = Incarnation::in_directory(&options.directory);
+        let last = kept.last()?;
+        let finished = Finished::of(session, options);
+        let mut incarnation = last;
+        let mut shapes = BTreeMap::new();
+        let mut offers = BTreeMap::new();
+        let deadline = Instant::now() + patience;
+        let mut told = 0;
+        for role in session.roles().filter(|&r| r != Role::Coordinator) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut channel = match transport.connect(role, left).await {
+                Err(ProtocolError::NotJoined { .. }) if told > 0 => continue,
+                Err(ProtocolError::NotJoined { peer, .. }) => {
+                    return Err(ProtocolError::NotJoined { peer, waited: patience });
+                }
+                channel => channel?,
+            };
+            channel.set_timeout(patience);
+            let ours = hello(session, options.task, incarnation, DataShape::default());
+            let theirs = greet(&mut channel, session, &ours).await;
+            if finished.is_known() && theirs.as_ref().is_ok_and(|hello| is_final(session, hello)) {
+                info!("{role} is told that everything is done");
+                channel.link().end(Ending { cause: Cause::Done, culprit: Role::Coordinator });
+                told += 1;
+                continue;
+            }
+            network.add(channel);
+            let theirs = theirs?;
+            if theirs.incarnation > last.saturating_add(STARTS_AHEAD_MAX) {
+                let expected = format!("at most {STARTS_AHEAD_MAX} above {last}");
+                return Err(ProtocolError::Incarnation { peer: role, expected, found: theirs.incarnation });
+            }
+            incarnation = incarnation.max(theirs.incarnation);
+            if let Role::Party(_) = role {
+                shapes.insert(role, (theirs.rows, theirs.features));
+            }
+            offers.insert(role, theirs.checkpoints);
+            observer.on(&Event::Joined(role));
+        }
+        if told > 0 {
+            return Ok(None);
+        }
+        finished.forget()?;
+        let rows = common_rows(&shapes)?;
+        let resume = common_position(&offers)?;
+        incarnation += 1;
+        kept.begin(incarnation)?;
+        info!(incarnation, rows, %resume, "all roles have joined");
+        let features = shapes.values().map(|(_, features)| *features).collect();
+        let start = Start { incarnation, rows, features, resume };
+        network.channels().for_each(|c| c.set_timeout(patience));
+        all(network.channels().map(|c| c.send(Step::SETUP, &start))).await?;
+        all(network.channels().map(|c| c.recv::<Ready>(Step::SETUP))).await?;
+        all(network.channels().map(|c| c.send(Step::SETUP, &Go))).await?;
+
+        let schedule = session.schedule(rows);
+        let (train_rows, test_rows) = match options.task {
+            Task::Train => (schedule.train_rows(), schedule.test_rows()),
+            Task::Evaluate | Task::Predict => (0, rows),
+        };
+        observer.on(&Event::Started { train_rows, test_rows, from: resume });
+        let Start { features, .. } = start;
+        Ok(Some(SessionRecord::new(session, options.task, incarnation, train_rows, test_rows, features, resume)))
     }
-    record.finish(started.elapsed());
-    Ok(record)
+
+    /// Follows a session that runs, to its end.
+    async fn follow(
+        &mut self,
+        mut record: SessionRecord,
+        observer: &mut dyn Observer,
+    ) -> Result<SessionRecord, ProtocolError> {
+        let Self { session, options, started, network, reached } = self;
+        let channels = std::mem::replace(network, Network::new(Role::Coordinator)).into_channels();
+        let (channels, heard) = gather(session, channels, &mut record, observer, reached).await;
+        channels.into_iter().for_each(|c| network.add(c));
+        heard?;
+        record.finish(started.elapsed());
+        observer.finished(&record)?;
+        let finished = Finished::of(session, options);
+        finished.remember()?;
+        all(network.channels().map(|c| c.send(Step::SETUP, &Finish))).await?;
+        // A role that has heard the end closes its connection. One that does not may ask again when it is back.
+        let mut heard = true;
+        for channel in network.channels() {
+            channel.set_timeout(FAREWELL);
+            let gone = channel.recv::<Finish>(Step::SETUP).await;
+            heard &= match gone {
+                Err(ProtocolError::PeerEnded { ending, .. }) => ending.cause == Cause::Done,
+                _ => false,
+            };
+        }
+        if heard {
+            finished.forget()?;
+        } else {
+            warn!("not every role confirmed that it heard the end; one that did not is told when it joins again");
+        }
+        Ok(record)
+    }
+}
+
+/// The memory that a session is over, until every role has heard it.
+struct Finished {
+    file: PathBuf,
+    session: String,
+}
+
+impl Finished {
+    fn of(session: &SessionConfig, options: &JoinOptions) -> Self {
+        let session = session.digest().iter().map(|b| format!("{b:02x}")).collect();
+        Self { file: options.directory.join("finished"), session }
+    }
+
+    fn is_known(&self) -> bool {
+        std::fs::read_to_string(&self.file).is_ok_and(|text| text.trim() == self.session)
+    }
+
+    fn remember(&self) -> Result<(), ProtocolError> {
+        write_durable(&self.file, format!("{}\n", self.session).as_bytes())
+    }
+
+    fn forget(&self) -> Result<(), ProtocolError> {
+        match std::fs::remove_file(&self.file) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(ProtocolError::Storage { file: self.file.clone(), source: e })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether a role has trained everything.
+fn is_final(session: &SessionConfig, hello: &Hello) -> bool {
+    hello.task == Task::Train && hello.checkpoints.iter().any(|p| p.epoch > session.train.epochs)
+}
+
+/// The last position of which every role has a checkpoint.
+fn common_position(offers: &BTreeMap<Role, Vec<Position>>) -> Result<Position, ProtocolError> {
+    let common = |p: &&Position| offers.values().all(|held| held.contains(p));
+    let last = offers.values().next().and_then(|first| first.iter().filter(common).max());
+    last.copied().ok_or_else(|| {
+        let held = |(role, held): (&Role, &Vec<Position>)| {
+            // A peer may send any number; people want the last few.
+            let held = held.iter().rev().take(4).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            format!("{role} has {held}")
+        };
+        ProtocolError::NoCommonCheckpoint { offers: offers.iter().map(held).collect::<Vec<_>>().join("; ") }
+    })
 }
 
 /// All parties have the same rows, or the first that differs is named.
@@ -150,6 +291,7 @@ async fn gather(
     channels: Vec<Channel>,
     record: &mut SessionRecord,
     observer: &mut dyn Observer,
+    reached: &mut Option<Position>,
 ) -> (Vec<Channel>, Result<(), ProtocolError>) {
     let mut listening: FuturesUnordered<_> = channels
         .into_iter()
@@ -173,10 +315,12 @@ async fn gather(
                 continue;
             }
             Ok(Report::Progress(progress)) => {
+                *reached = Some(record.position(&progress)).max(*reached);
                 observer.on(&Event::Progress { epoch: record.epoch_under_way(), progress });
             }
             Ok(Report::EpochEnd(end)) => {
                 if let Some(epoch) = record.epoch_end(channel.peer(), end) {
+                    *reached = Some(Position { epoch: epoch.epoch + 1, batch: 0 }).max(*reached);
                     observer.on(&Event::Epoch(epoch));
                 }
             }

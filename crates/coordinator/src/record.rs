@@ -1,8 +1,8 @@
 //! What a session was, in numbers: the content of `report.json`.
 
 use serde::{Deserialize, Serialize};
-use spnn_protocol::message::{Done, EpochEnd, Kind, Metrics, Report};
-use spnn_protocol::{FirstLayerKind, ProtocolError, Role, SessionConfig, Task};
+use spnn_protocol::message::{Done, EpochEnd, Kind, Metrics, Progress, Report};
+use spnn_protocol::{FirstLayerKind, Position, ProtocolError, Role, SessionConfig, Task};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -49,6 +49,9 @@ pub struct SessionRecord {
     pub task: Task,
     /// Number of this start.
     pub incarnation: u64,
+    /// Where this start went on from, if an earlier one was interrupted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed_from: Option<Position>,
     /// First-layer protocol.
     pub first_layer: FirstLayerKind,
     /// Ring of `sharing`.
@@ -77,6 +80,9 @@ pub struct SessionRecord {
     pub peak_rss_bytes: BTreeMap<Role, u64>,
     #[serde(skip)]
     ended: BTreeMap<Role, u32>,
+    /// Epochs that were over before this start; roles report them once more.
+    #[serde(skip)]
+    before: u32,
 }
 
 impl SessionRecord {
@@ -87,6 +93,7 @@ impl SessionRecord {
         train: u32,
         test: u32,
         features: Vec<u32>,
+        resumed: Position,
     ) -> Self {
         Self {
             spnn: env!("CARGO_PKG_VERSION").to_owned(),
@@ -94,6 +101,7 @@ impl SessionRecord {
             name: session.name.clone(),
             task,
             incarnation,
+            resumed_from: (resumed > Position::START).then_some(resumed),
             first_layer: session.first_layer,
             ring_bits: session.sharing.ring_bits,
             first_layer_bytes_per_row: expected_bytes_per_row(session, if train > 0 { train } else { test }),
@@ -107,6 +115,7 @@ impl SessionRecord {
             wall_seconds: 0.0,
             cpu_seconds: BTreeMap::new(),
             peak_rss_bytes: BTreeMap::new(),
+            before: resumed.epoch.saturating_sub(1),
             ended: session.roles().filter(|&r| r != Role::Coordinator).map(|r| (r, 0)).collect(),
         }
     }
@@ -159,7 +168,14 @@ impl SessionRecord {
         self.ended.values().min().map_or(1, |n| n + 1)
     }
 
-    /// Adds what `role` reports of its next epoch. Returns the epoch if all roles have now reported it.
+    /// Where training is, from what the label holder says.
+    pub(crate) fn position(&self, progress: &Progress) -> Position {
+        let batch = u32::try_from(progress.rows / u64::from(self.batch_size.max(1))).unwrap_or(u32::MAX);
+        Position { epoch: self.epoch_under_way(), batch }
+    }
+
+    /// Adds what `role` reports of its next epoch. Returns the epoch if all roles have now reported it, and it is not one
+    /// of those that were over before this start.
     pub(crate) fn epoch_end(&mut self, role: Role, end: EpochEnd) -> Option<&EpochRecord> {
         let before = self.epoch_under_way();
         let count = self.ended.entry(role).or_default();
@@ -180,7 +196,7 @@ impl SessionRecord {
         record.wire_bytes_sent.insert(role, end.wire_bytes_sent);
         record.cpu_seconds.insert(role, end.cpu_seconds);
         self.test = self.epochs.iter().rev().find_map(|e| e.test);
-        (self.epoch_under_way() > before).then(|| &self.epochs[before as usize - 1])
+        (self.epoch_under_way() > before && before > self.before).then(|| &self.epochs[before as usize - 1])
     }
 
     pub(crate) fn done(&mut self, role: Role, done: Done) {

@@ -3,6 +3,7 @@
 use multiversion::multiversion;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
+use serde::{Deserialize, Serialize};
 
 use crate::errors::ModelError;
 use crate::model::Parameter;
@@ -19,7 +20,7 @@ pub struct Optimizer {
 }
 
 /// What an [`Optimizer`] must remember to continue as if it had never stopped.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OptimizerState {
     /// Steps made so far.
     pub steps: u64,

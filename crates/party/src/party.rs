@@ -2,17 +2,18 @@
 
 use crate::data::{DataSource, Standardizer};
 use crate::prepare::{Gathered, Prepared, training_rows};
+use crate::train::Losses;
 use crate::{PartyError, data};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 use spnn_crypto::SecretRng;
-use spnn_nn::{LabelHead, Optimizer, Parameter, first_layer_weights};
-use spnn_protocol::first_layer::{PartySide, party_side};
+use spnn_nn::{LabelHead, Optimizer, OptimizerState, Parameter, first_layer_weights};
+use spnn_protocol::first_layer::party_side;
 use spnn_protocol::message::{Done, Finish, Metrics, Report, Task};
 use spnn_protocol::transport::Transport;
 use spnn_protocol::{
-    JoinOptions, Joined, Joining, Network, ProtocolError, Role, SavedModel, Schedule, SessionConfig, SessionError,
-    Step, usage,
+    Attempts, Checkpoints, JoinOptions, Joined, Joining, Network, Position, ProtocolError, Role, SavedModel, Schedule,
+    SessionConfig, SessionError, Step, Training, all_done, parameter_values, restore_parameters, usage,
 };
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -36,15 +37,18 @@ pub struct Party<'a> {
     pub(crate) options: &'a PartyOptions,
     pub(crate) network: Network,
     pub(crate) schedule: Schedule,
-    pub(crate) data: Prepared,
-    pub(crate) standardizer: Option<Standardizer>,
-    pub(crate) first_layer: Box<dyn PartySide>,
+    incarnation: u64,
+    pub(crate) data: &'a Prepared,
+    data_digest: [u8; 32],
+    pub(crate) training: Training,
+    pub(crate) losses: Losses,
     /// This party's block of the first layer, `[d_i, h]`.
     pub(crate) weights: Array2<f32>,
     pub(crate) gradient: Array2<f32>,
     /// What the server sent back for the batch, `[n, h]`.
     pub(crate) grad_h1: Array2<f32>,
     pub(crate) optimizer: Optimizer,
+    noise_seeds: [[u8; 32]; 2],
     /// Only at the label holder.
     pub(crate) head: Option<Head>,
     pub(crate) gathered: Gathered,
@@ -56,6 +60,18 @@ pub(crate) struct Head {
     pub(crate) optimizer: Optimizer,
     /// z of the batch, `[n, k]`.
     pub(crate) z: Array2<f32>,
+}
+
+/// A party's part of a checkpoint.
+#[derive(Serialize, Deserialize)]
+struct State {
+    /// Of the data it was trained on.
+    data: [u8; 32],
+    parameters: Vec<(String, Vec<f32>)>,
+    optimizer: OptimizerState,
+    head_optimizer: Option<OptimizerState>,
+    noise_seeds: [[u8; 32]; 2],
+    losses: Losses,
 }
 
 /// What a party has when its session is over.
@@ -75,109 +91,169 @@ struct Kept {
 const WEIGHTS: &str = "first_layer.weight";
 
 impl<'a> Party<'a> {
-    /// Does the whole session as `transport`'s role: join, work, save, wait for the end.
+    /// Does the whole session as `transport`'s role: join, work, save, wait for the end. When a peer is gone, it makes a
+    /// checkpoint and joins again, for as long as its options say.
     ///
     /// # Errors
-    /// [`PartyError`] naming what and where; the caller tells the peers.
+    /// [`PartyError`] naming what and where; the peers have been told.
     pub async fn run(
         transport: &mut dyn Transport,
         session: &'a SessionConfig,
         options: &'a PartyOptions,
     ) -> Result<Outcome, PartyError> {
-        let mut party = Self::join(transport, session, options).await?;
-        let done = party.work().await;
-        if let Err(e) = &done {
-            party.network.end(e.ending(party.network.me()));
+        let mut attempts = Attempts::new(&options.join);
+        let mut data = None;
+        loop {
+            let mut reached = None;
+            match attempt(transport, session, options, &mut data, attempts.patience(), &mut reached).await {
+                Ok(outcome) => return Ok(outcome),
+                Err(e) => {
+                    transport.leave(e.ending(transport.me()));
+                    let PartyError::Protocol(e) = e else { return Err(e) };
+                    let checkpoints = Checkpoints::in_directory(&options.join.directory, transport.me(), session);
+                    if let Some(end) = all_done(&e, checkpoints, session)? {
+                        return Ok(Outcome { test: end.test });
+                    }
+                    attempts.again(e, reached).await?;
+                }
+            }
         }
-        done
     }
 
     async fn work(&mut self) -> Result<Outcome, PartyError> {
+        let mut first_layer = party_side(self.session, self.incarnation, &mut self.network).await?;
         let outcome = match self.options.join.task {
             Task::Train => {
-                let outcome = self.train().await?;
+                self.train(&mut *first_layer).await?;
                 self.save()?;
-                outcome
+                self.outcome()
             }
-            Task::Evaluate => self.evaluate_all().await?,
-            Task::Predict => self.predict().await?,
+            Task::Evaluate => self.evaluate_all(&mut *first_layer).await?,
+            Task::Predict => self.predict(&mut *first_layer).await?,
         };
+        self.training.settle()?;
         let done = Done { cpu_seconds: usage::cpu_seconds(), peak_rss_bytes: usage::peak_rss_bytes() };
         self.network.send(Role::Coordinator, Step::SETUP, &Report::Done(done)).await?;
         // The others may take their time to save.
         self.network.channel(Role::Coordinator)?.set_timeout(LONG);
         let Finish = self.network.recv(Role::Coordinator, Step::SETUP).await?;
+        self.training.finish()?;
         Ok(outcome)
     }
 
+    fn outcome(&self) -> Outcome {
+        Outcome { test: self.training.last_end().and_then(|end| end.test) }
+    }
+
     async fn join(
-        transport: &mut dyn Transport,
+        joining: Joining<'_>,
+        me: Role,
         session: &'a SessionConfig,
         options: &'a PartyOptions,
+        data: &'a Prepared,
     ) -> Result<Self, PartyError> {
-        let me = transport.me();
-        // Peers learn at once that this party is there, and why it goes if its file is bad.
-        let joining = Joining::connect(transport, session, &options.join).await?;
-        let is_holder = me == session.label_role();
-        let data = Prepared::read_as(&options.data, is_holder, options.join.task != Task::Predict)?;
-        let (rows, features) = data.features().dim();
-        info!(rows, features, "read {}", options.data.file.display());
-        let Joined { mut network, incarnation, features_total, columns, schedule } =
-            joining.join(Some(data.shape()?)).await?;
+        let task = options.join.task;
+        let mut checkpoints = Checkpoints::in_directory(&options.join.directory, me, session);
+        let held = if task == Task::Train { checkpoints.positions()? } else { Vec::new() };
+        let Joined { network, incarnation, features_total, columns, schedule, resume } =
+            joining.join(Some(data.shape()?), held).await?;
+        let (training, state) = Training::resume::<State>(checkpoints, resume, session, task, &schedule)?;
 
         let mut rng = SecretRng::from_system().map_err(ProtocolError::from)?;
+        let noise_seeds = match &state {
+            Some(state) => state.noise_seeds,
+            None => [rng.bytes32(), rng.bytes32()],
+        };
         let width = session.model.hidden_width as usize;
         let weights = first_layer_weights(session.seed, features_total, width, columns);
-        let head = if is_holder { Some(Head::new(session, &mut rng)?) } else { None };
-        let standardizer = match options.join.task {
-            Task::Train => data.fit(&session.preparation, &training_rows(&schedule))?,
-            Task::Evaluate | Task::Predict => None,
-        };
-        let first_layer = party_side(session, incarnation, &mut network).await?;
+        let is_holder = me == session.label_role();
         let mut party = Self {
             session,
             options,
             network,
             schedule,
-            standardizer,
-            first_layer,
+            incarnation,
+            training,
+            losses: Losses::default(),
             gradient: Array2::zeros(weights.dim()),
             grad_h1: Array2::zeros((0, width)),
             weights,
-            optimizer: Optimizer::new(&session.train.optimizer, rng.bytes32()),
-            head,
+            optimizer: Optimizer::new(&session.train.optimizer, noise_seeds[0]),
+            head: if is_holder { Some(Head::new(session, noise_seeds[1])?) } else { None },
+            noise_seeds,
             gathered: Gathered::new(),
             data,
+            data_digest: data.digest(),
         };
-        if options.join.task != Task::Train {
-            party.load()?;
-        }
-        party.data.scale(party.standardizer.as_ref(), &session.preparation)?;
-        if let (Some(head), Some(labels)) = (&party.head, party.data.labels()) {
+        if let (Some(head), Some(labels)) = (&party.head, data.labels()) {
             head.layer.check_labels(labels).map_err(PartyError::Labels)?;
+        }
+        match (task, state) {
+            (Task::Train, None) => party.keep()?,
+            (Task::Train, Some(state)) => party.restore(state)?,
+            (Task::Evaluate | Task::Predict, _) => {
+                let directory = &options.join.directory;
+                let saved = SavedModel::<Kept>::load(directory, me, session)?;
+                saved.restore(directory, &mut party.parameters())?;
+            }
         }
         Ok(party)
     }
 
+    /// Makes a checkpoint where training is; durable on return.
+    fn keep(&mut self) -> Result<(), ProtocolError> {
+        if self.options.join.task != Task::Train {
+            return Ok(());
+        }
+        let state = self.state();
+        self.training.keep(&self.network, state)
+    }
+
+    /// Begins to write a checkpoint where training is.
+    pub(crate) fn checkpoint(&mut self) -> Result<(), ProtocolError> {
+        let state = self.state();
+        self.training.checkpoint(&self.network, state)
+    }
+
+    fn state(&mut self) -> State {
+        let parameters = parameter_values(&self.parameters());
+        State {
+            data: self.data_digest,
+            parameters,
+            optimizer: self.optimizer.export_state(),
+            head_optimizer: self.head.as_ref().map(|h| h.optimizer.export_state()),
+            noise_seeds: self.noise_seeds,
+            losses: self.losses.clone(),
+        }
+    }
+
+    fn restore(&mut self, state: State) -> Result<(), PartyError> {
+        if state.data != self.data_digest {
+            let reason = format!(
+                "{} has other content than when training began; bring it back, or remove 'checkpoints' at every role \
+                 to start from nothing",
+                self.options.data.file.display()
+            );
+            return Err(PartyError::Unfit(reason));
+        }
+        let lengths = restore_parameters(&mut self.parameters(), state.parameters)?;
+        let misfit = |e| ProtocolError::checkpoint(&e);
+        let [weights, of_head @ ..] = &lengths[..] else { return Ok(()) };
+        self.optimizer.import_state(state.optimizer, &[*weights]).map_err(misfit)?;
+        if let (Some(head), Some(saved)) = (&mut self.head, state.head_optimizer) {
+            head.optimizer.import_state(saved, of_head).map_err(misfit)?;
+        }
+        self.losses = state.losses;
+        Ok(())
+    }
+
     fn save(&mut self) -> Result<(), PartyError> {
-        let kept = Kept { features: self.data.feature_names().to_vec(), standardizer: self.standardizer.clone() };
+        let kept =
+            Kept { features: self.data.feature_names().to_vec(), standardizer: self.data.standardizer().cloned() };
         let (me, directory) = (self.network.me(), self.options.join.directory.clone());
         let session = self.session;
         SavedModel::of(&self.parameters(), kept).save(&directory, me, session)?;
         info!("saved this party's part of the model");
-        Ok(())
-    }
-
-    fn load(&mut self) -> Result<(), PartyError> {
-        let directory = self.options.join.directory.clone();
-        let saved = SavedModel::<Kept>::load(&directory, self.network.me(), self.session)?;
-        if saved.extra.features != self.data.feature_names() {
-            let found = self.data.feature_names().join(", ");
-            let expected = saved.extra.features.join(", ");
-            return Err(PartyError::Unfit(format!("the model was trained on columns {expected}; found {found}")));
-        }
-        saved.restore(&directory, &mut self.parameters())?;
-        self.standardizer = saved.extra.standardizer;
         Ok(())
     }
 
@@ -209,14 +285,74 @@ impl<'a> Party<'a> {
 /// Longer than any wait for peers that are known to be at work; a dead one is noticed by its connection.
 const LONG: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// One start of the session, to its end or to the first error. `reached` is then where training is.
+async fn attempt(
+    transport: &mut dyn Transport,
+    session: &SessionConfig,
+    options: &PartyOptions,
+    data: &mut Option<Prepared>,
+    patience: Duration,
+    reached: &mut Option<Position>,
+) -> Result<Outcome, PartyError> {
+    let (me, stop) = (transport.me(), &options.join.stop);
+    let join = async {
+        // Peers learn at once that this party is there, and why it goes if its file is bad.
+        let joining = Joining::connect(transport, session, &options.join, patience).await?;
+        let data: &Prepared = match data {
+            Some(data) => data,
+            None => data.insert(read_data(me, session, options)?),
+        };
+        Party::join(joining, me, session, options, data).await
+    };
+    let mut party = tokio::select! {
+        biased;
+        () = stop.wait() => return Err(ProtocolError::Stopped.into()),
+        joined = join => joined?,
+    };
+    let done = tokio::select! {
+        biased;
+        () = stop.overdue() => Err(ProtocolError::Stopped.into()),
+        done = party.work() => done,
+    };
+    *reached = Some(party.training.position());
+    match done {
+        Err(PartyError::Protocol(e)) if e.is_interruption() || matches!(e, ProtocolError::Stopped) => {
+            party.keep()?;
+            Err(if stop.requested() { ProtocolError::Stopped } else { e }.into())
+        }
+        done => done,
+    }
+}
+
+/// The party's file, checked and scaled.
+fn read_data(me: Role, session: &SessionConfig, options: &PartyOptions) -> Result<Prepared, PartyError> {
+    let JoinOptions { task, directory, .. } = &options.join;
+    let mut data = Prepared::read_as(&options.data, me == session.label_role(), *task != Task::Predict)?;
+    let shape = data.shape()?;
+    info!(shape.rows, shape.features, "read {}", options.data.file.display());
+    let standardizer = match task {
+        Task::Train => data.fit(&session.preparation, &training_rows(&session.schedule(shape.rows)))?,
+        Task::Evaluate | Task::Predict => {
+            let kept = SavedModel::<Kept>::load(directory, me, session)?.extra;
+            if kept.features != data.feature_names() {
+                let (expected, found) = (kept.features.join(", "), data.feature_names().join(", "));
+                return Err(PartyError::Unfit(format!("the model was trained on columns {expected}; found {found}")));
+            }
+            kept.standardizer
+        }
+    };
+    data.scale(standardizer, &session.preparation)?;
+    Ok(data)
+}
+
 impl Head {
-    fn new(session: &SessionConfig, rng: &mut SecretRng) -> Result<Self, PartyError> {
+    fn new(session: &SessionConfig, noise_seed: [u8; 32]) -> Result<Self, PartyError> {
         let width = session.server_output_width().map_err(ProtocolError::from)?;
         let layer = LabelHead::new(width, &session.model.head, session.seed)
             .map_err(|e| ProtocolError::from(SessionError::from(e)))?;
         Ok(Self {
             layer,
-            optimizer: Optimizer::new(&session.train.optimizer, rng.bytes32()),
+            optimizer: Optimizer::new(&session.train.optimizer, noise_seed),
             z: Array2::zeros((0, width)),
         })
     }

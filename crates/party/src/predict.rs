@@ -6,6 +6,7 @@ use crate::PartyError;
 use crate::party::{Outcome, Party};
 use ndarray::{Array2, s};
 use spnn_nn::{Loss, accuracy, auc};
+use spnn_protocol::first_layer::PartySide;
 use spnn_protocol::message::{EpochEnd, Metrics, Report};
 use spnn_protocol::{Meter, Phase, ProtocolError, Role, Step};
 
@@ -21,8 +22,13 @@ struct Scored {
 
 impl Party<'_> {
     /// Metrics of the test rows after `epoch`; only the label holder has any. After the last epoch it keeps the scores.
-    pub(crate) async fn evaluate(&mut self, epoch: u32, last: bool) -> Result<Option<Metrics>, PartyError> {
-        let Some(scored) = self.pass(Phase::Evaluate, epoch).await? else { return Ok(None) };
+    pub(crate) async fn evaluate(
+        &mut self,
+        first_layer: &mut dyn PartySide,
+        epoch: u32,
+        last: bool,
+    ) -> Result<Option<Metrics>, PartyError> {
+        let Some(scored) = self.pass(first_layer, Phase::Evaluate, epoch).await? else { return Ok(None) };
         if last {
             self.write_scores(&scored.rows, &scored.scores)?;
         }
@@ -30,9 +36,9 @@ impl Party<'_> {
     }
 
     /// Metrics and scores of all rows of the file.
-    pub(crate) async fn evaluate_all(&mut self) -> Result<Outcome, PartyError> {
+    pub(crate) async fn evaluate_all(&mut self, first_layer: &mut dyn PartySide) -> Result<Outcome, PartyError> {
         let meter = Meter::start(&self.network);
-        let scored = self.pass(Phase::Predict, 0).await?;
+        let scored = self.pass(first_layer, Phase::Predict, 0).await?;
         let mut end = meter.stop(&self.network);
         if let Some(scored) = scored {
             self.write_scores(&scored.rows, &scored.scores)?;
@@ -44,9 +50,9 @@ impl Party<'_> {
     }
 
     /// Scores of all rows of the file.
-    pub(crate) async fn predict(&mut self) -> Result<Outcome, PartyError> {
+    pub(crate) async fn predict(&mut self, first_layer: &mut dyn PartySide) -> Result<Outcome, PartyError> {
         let meter = Meter::start(&self.network);
-        let scored = self.pass(Phase::Predict, 0).await?;
+        let scored = self.pass(first_layer, Phase::Predict, 0).await?;
         if let Some(scored) = scored {
             self.write_scores(&scored.rows, &scored.scores)?;
         }
@@ -59,15 +65,20 @@ impl Party<'_> {
     }
 
     /// Sends this party's part of every batch; the label holder receives z and scores it.
-    async fn pass(&mut self, phase: Phase, epoch: u32) -> Result<Option<Scored>, ProtocolError> {
+    async fn pass(
+        &mut self,
+        first_layer: &mut dyn PartySide,
+        phase: Phase,
+        epoch: u32,
+    ) -> Result<Option<Scored>, ProtocolError> {
         let rows = self.schedule.order(phase, epoch);
         let outputs = self.head.as_ref().map_or(0, |h| h.layer.output_width());
         let mut scored = Scored { scores: Array2::zeros((rows.len(), outputs)), loss: 0.0, rows };
         for batch in self.schedule.batches(phase, epoch) {
-            self.make_ready(batch, &scored.rows);
+            self.make_ready(first_layer, batch, &scored.rows);
             let (step, n) = (batch.step, batch.rows);
             let model = |source| ProtocolError::Model { step, source };
-            self.first_layer.forward(&mut self.network, step, self.gathered.x(n), self.weights.view()).await?;
+            first_layer.forward(&mut self.network, step, self.gathered.x(n), self.weights.view()).await?;
             let Some(head) = &mut self.head else { continue };
             head.receive(&mut self.network, step, n).await?;
             let z = head.z.slice(s![..n, ..]);

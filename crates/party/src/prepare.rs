@@ -9,6 +9,7 @@ use spnn_protocol::{DataShape, PreparationSpec, ProtocolError, Schedule, Step};
 /// A party's own data.
 pub struct Prepared {
     table: Table,
+    standardizer: Option<Standardizer>,
 }
 
 impl Prepared {
@@ -29,7 +30,7 @@ impl Prepared {
                 source.ignore.extend(present.then_some(label));
             }
         }
-        Ok(Self { table: read(&source)? })
+        Ok(Self { table: read(&source)?, standardizer: None })
     }
 
     /// What others may know of it.
@@ -67,8 +68,8 @@ impl Prepared {
     ///
     /// # Errors
     /// [`PartyError::Data`] naming the column that differs.
-    pub fn scale(&mut self, standardizer: Option<&Standardizer>, spec: &PreparationSpec) -> Result<(), PartyError> {
-        if let Some(standardizer) = standardizer {
+    pub fn scale(&mut self, standardizer: Option<Standardizer>, spec: &PreparationSpec) -> Result<(), PartyError> {
+        if let Some(standardizer) = &standardizer {
             standardizer.check_names(&self.table.feature_names)?;
             standardizer.apply(&mut self.table.features);
         } else if let Some(clip) = spec.clip {
@@ -76,7 +77,27 @@ impl Prepared {
             let clip = clip as f32;
             self.table.features.mapv_inplace(|x| x.clamp(-clip, clip));
         }
+        self.standardizer = standardizer;
         Ok(())
+    }
+
+    /// The scaling that was applied.
+    #[must_use]
+    pub fn standardizer(&self) -> Option<&Standardizer> {
+        self.standardizer.as_ref()
+    }
+
+    /// SHA-256 over everything that training uses: a checkpoint is good for these data only.
+    #[must_use]
+    pub fn digest(&self) -> [u8; 32] {
+        let Table { ids, features, labels, feature_names, .. } = &self.table;
+        let mut digest = Sha256::new();
+        digest.update(digest_ids(ids));
+        digest.update(digest_ids(feature_names));
+        let mut add = |values: &[f32]| digest.update(bytemuck::cast_slice::<f32, u8>(values));
+        features.outer_iter().for_each(|row| add(row.as_slice().unwrap_or_default()));
+        add(labels.as_deref().unwrap_or_default());
+        digest.finalize().into()
     }
 
     /// Names of the features.
@@ -104,7 +125,7 @@ impl Prepared {
     }
 }
 
-/// SHA-256 over the ordered ids, each with its length.
+/// SHA-256 over texts in their order, each with its length.
 #[must_use]
 pub fn digest_ids(ids: &[String]) -> [u8; 32] {
     let mut digest = Sha256::new();

@@ -11,66 +11,74 @@
 //! `docs/security.md`.
 
 use crate::PartyError;
-use crate::party::{Head, Outcome, Party};
+use crate::party::{Head, Party};
 use crate::prepare::check_finite;
 use ndarray::{Array2, s};
+use serde::{Deserialize, Serialize};
 use spnn_nn::matmul;
-use spnn_protocol::message::{EpochEnd, Kind, Progress, Report};
-use spnn_protocol::{Batch, Meter, Network, Phase, ProtocolError, Role, Step};
-use std::time::{Duration, Instant};
+use spnn_protocol::first_layer::PartySide;
+use spnn_protocol::message::{Kind, Progress, Report};
+use spnn_protocol::{Batch, Network, Phase, ProtocolError, Role, Step};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// How often the label holder says where it is.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
 impl Party<'_> {
-    /// Trains for all epochs of the session; after each, the test rows are evaluated.
-    pub(crate) async fn train(&mut self) -> Result<Outcome, PartyError> {
-        let mut outcome = Outcome::default();
-        for epoch in 1..=self.session.train.epochs {
-            let mut end = self.train_epoch(epoch).await?;
+    /// Trains for all epochs that are left; after each, the test rows are evaluated.
+    pub(crate) async fn train(&mut self, first_layer: &mut dyn PartySide) -> Result<(), PartyError> {
+        self.training.report_ended(&mut self.network).await?;
+        while let Some(epoch) = self.training.epoch() {
+            self.train_epoch(first_layer, epoch).await?;
+            let mut test = None;
             if self.schedule.test_rows() > 0 {
-                let last = epoch == self.session.train.epochs;
-                end.test = self.evaluate(epoch, last).await?;
-                outcome.test = end.test;
+                test = self.evaluate(first_layer, epoch, self.training.is_last()).await?;
             }
+            let train_loss = std::mem::take(&mut self.losses).mean();
+            let end = self.training.end_epoch(|end| (end.train_loss, end.test) = (train_loss, test));
+            self.checkpoint()?;
             self.network.send(Role::Coordinator, Step::SETUP, &Report::EpochEnd(end)).await?;
         }
-        Ok(outcome)
+        Ok(())
     }
 
-    async fn train_epoch(&mut self, epoch: u32) -> Result<EpochEnd, PartyError> {
+    async fn train_epoch(&mut self, first_layer: &mut dyn PartySide, epoch: u32) -> Result<(), PartyError> {
         let order = self.schedule.order(Phase::Train, epoch);
-        let meter = Meter::start(&self.network);
-        let mut losses = Losses::new();
-        let mut batches = self.schedule.batches(Phase::Train, epoch).peekable();
+        let mut told = Instant::now();
+        let mut batches = self.training.begin_epoch(&self.schedule, &self.network).into_iter().peekable();
         if let Some(first) = batches.peek() {
-            self.make_ready(*first, &order);
+            self.make_ready(first_layer, *first, &order);
         }
         while let Some(batch) = batches.next() {
-            let loss = self.train_batch(batch, batches.peek().copied(), &order).await?;
-            if let Some(loss) = loss {
-                losses.add(loss, batch.rows);
-                if losses.due() {
-                    let progress = Report::Progress(losses.progress());
-                    self.network.send(Role::Coordinator, Step::SETUP, &progress).await?;
-                }
+            self.train_batch(first_layer, batch).await?;
+            if self.training.batch_done() {
+                self.checkpoint()?;
+            }
+            if self.options.join.stop.requested() {
+                // The server has used all that this party sent.
+                return Err(ProtocolError::Stopped.into());
+            }
+            if let Some(next) = batches.peek() {
+                self.make_ready(first_layer, *next, &order);
+            }
+            if self.head.is_some() && told.elapsed() >= PROGRESS_EVERY {
+                told = Instant::now();
+                let progress = Report::Progress(self.losses.progress());
+                self.network.send(Role::Coordinator, Step::SETUP, &progress).await?;
             }
         }
-        let train_loss = losses.mean();
-        Ok(EpochEnd { train_loss, ..meter.stop(&self.network) })
+        self.training.batches_done(&self.network);
+        Ok(())
     }
 
-    async fn train_batch(
-        &mut self,
-        batch: Batch,
-        next: Option<Batch>,
-        order: &[u32],
-    ) -> Result<Option<f32>, ProtocolError> {
+    async fn train_batch(&mut self, first_layer: &mut dyn PartySide, batch: Batch) -> Result<(), ProtocolError> {
         let Batch { step, rows, .. } = batch;
-        let Self { network, first_layer, weights, gradient, grad_h1, optimizer, head, gathered, .. } = self;
+        self.training.before_batch()?;
+        let Self { network, weights, gradient, grad_h1, optimizer, head, gathered, losses, .. } = self;
         first_layer.forward(network, step, gathered.x(rows), weights.view()).await?;
         let loss = match head {
-            Some(head) => Some(head.step(network, step, gathered.labels()).await?),
+            Some(head) => Some(head.answer(network, step, gathered.labels()).await?),
             None => None,
         };
         if grad_h1.nrows() < rows {
@@ -78,33 +86,34 @@ impl Party<'_> {
         }
         let mut grad_h1 = grad_h1.slice_mut(s![..rows, ..]);
         network.recv_tensor(Role::Server, Kind::FirstLayerGradient, step, grad_h1.view_mut()).await?;
+        // From here to the end of the batch nothing waits: a checkpoint has all of it or nothing.
         matmul(gathered.x(rows).t(), grad_h1.view(), gradient.view_mut(), false);
         if let (Some(weights), Some(gradient)) = (weights.as_slice_mut(), gradient.as_slice()) {
             optimizer.step_one(weights, gradient);
         }
-        if let Some(next) = next {
-            self.make_ready(next, order);
+        if let (Some(head), Some(loss)) = (head, loss) {
+            head.optimizer.step(&mut head.layer.parameters());
+            losses.add(loss, rows);
         }
-        Ok(loss)
+        Ok(())
     }
 
     /// Gathers the rows of a batch and its masks, which need neither weights nor peers.
-    pub(crate) fn make_ready(&mut self, batch: Batch, order: &[u32]) {
-        self.gathered.gather(&self.data, &order[batch.start..batch.start + batch.rows]);
-        self.first_layer.prepare(batch.step, batch.rows);
+    pub(crate) fn make_ready(&mut self, first_layer: &mut dyn PartySide, batch: Batch, order: &[u32]) {
+        self.gathered.gather(self.data, &order[batch.start..batch.start + batch.rows]);
+        first_layer.prepare(batch.step, batch.rows);
     }
 }
 
 impl Head {
-    /// Step 5: receives z, sends grad_z, follows its own gradient. Returns the mean loss.
-    async fn step(&mut self, network: &mut Network, step: Step, labels: &[f32]) -> Result<f32, ProtocolError> {
+    /// Step 5: receives z, sends grad_z. Returns the mean loss; the head's own gradient is kept for the end of the batch.
+    async fn answer(&mut self, network: &mut Network, step: Step, labels: &[f32]) -> Result<f32, ProtocolError> {
         let model = |source| ProtocolError::Model { step, source };
         let rows = labels.len();
         self.receive(network, step, rows).await?;
         let (loss, grad_z) = self.layer.step(self.z.slice(s![..rows, ..]), labels).map_err(model)?;
         check_finite(&[loss], "the loss", step)?;
         network.send_tensor(Role::Server, Kind::HiddenGradient, step, grad_z).await?;
-        self.optimizer.step(&mut self.layer.parameters());
         Ok(loss)
     }
 
@@ -122,18 +131,14 @@ impl Head {
     }
 }
 
-/// Mean loss of an epoch so far, and when it was last told.
-struct Losses {
+/// Mean loss of an epoch so far.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Losses {
     sum: f64,
     rows: u64,
-    told: Instant,
 }
 
 impl Losses {
-    fn new() -> Self {
-        Self { sum: 0.0, rows: 0, told: Instant::now() }
-    }
-
     fn add(&mut self, mean: f32, rows: usize) {
         let rows = rows as u64;
         #[expect(clippy::cast_precision_loss, reason = "a batch has at most 2^24 rows")]
@@ -141,14 +146,6 @@ impl Losses {
             self.sum += f64::from(mean) * rows as f64;
         }
         self.rows += rows;
-    }
-
-    fn due(&mut self) -> bool {
-        let due = self.told.elapsed() >= PROGRESS_EVERY;
-        if due {
-            self.told = Instant::now();
-        }
-        due
     }
 
     fn progress(&self) -> Progress {

@@ -24,9 +24,7 @@ pub trait Link: Send + Sync {
     /// What the peer said when it went, if it did.
     fn peer_ending(&self) -> Option<Ending>;
     /// Ends when the connection is down.
-    fn down(&self) -> BoxFuture<'_, ()> {
-        Box::pin(std::future::ready(()))
-    }
+    fn down(&self) -> BoxFuture<'_, ()>;
     /// What the peer did that made this side close the connection, if that is why it is down.
     fn violation(&self) -> Option<String> {
         None
@@ -85,6 +83,13 @@ impl Channel {
     #[must_use]
     pub fn sent(&self) -> &BTreeMap<Kind, u64> {
         &self.sent
+    }
+
+    /// The same channel with something around its byte streams, such as faults in a test.
+    #[must_use]
+    pub fn wrap(mut self, around: impl FnOnce(Reader, Writer) -> (Reader, Writer)) -> Self {
+        (self.reader, self.writer) = around(self.reader, self.writer);
+        self
     }
 
     /// Sends a control message.
@@ -271,6 +276,11 @@ impl Channel {
             Ok(Err(e)) => Err(self.gone(step, &e).await),
             Ok(Ok(_)) => Ok(()),
         }
+    }
+
+    /// Why this channel is down, once its link is.
+    pub(crate) async fn lost(&self, step: Step) -> ProtocolError {
+        self.gone(step, &std::io::ErrorKind::ConnectionAborted.into()).await
     }
 
     fn gone(&self, step: Step, error: &std::io::Error) -> impl Future<Output = ProtocolError> + Send + use<> {

@@ -27,12 +27,14 @@ pub enum Cause {
     Storage,
     /// A peer is gone; the run can be resumed.
     PeerGone,
+    /// It was asked to stop, and goes on when it is started again.
+    Stopped,
     /// A listener did not let this role in: it does not take part, or is connected already.
     TurnedAway,
 }
 
 impl Cause {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Done,
         Self::Configuration,
         Self::Data,
@@ -40,6 +42,7 @@ impl Cause {
         Self::Protocol,
         Self::Storage,
         Self::PeerGone,
+        Self::Stopped,
         Self::TurnedAway,
     ];
 
@@ -55,6 +58,7 @@ impl Cause {
             Self::Storage => 74,
             Self::PeerGone => 75,
             Self::TurnedAway => 80,
+            Self::Stopped => 81,
         }
     }
 
@@ -75,6 +79,7 @@ impl fmt::Display for Cause {
             Self::Protocol => "a peer broke the protocol",
             Self::Storage => "it could not write its files",
             Self::PeerGone => "a peer is gone",
+            Self::Stopped => "it was stopped, and goes on when it is started again",
             Self::TurnedAway => "turned away: not expected here, or connected already with the same certificate",
         })
     }
@@ -305,7 +310,7 @@ pub enum ProtocolError {
         ending: Ending,
     },
     /// A peer did not answer in time.
-    #[error("{peer} did not send {expected} within {} s (in {step})", waited.as_secs_f32())]
+    #[error("{peer} did not send {expected} within {} s (in {step})", seconds(waited))]
     PeerTimeout {
         /// Who.
         peer: Role,
@@ -317,7 +322,7 @@ pub enum ProtocolError {
         waited: Duration,
     },
     /// A peer did not join in time.
-    #[error("{peer} did not join within {} s", waited.as_secs_f32())]
+    #[error("{peer} did not join within {} s", seconds(waited))]
     NotJoined {
         /// Who.
         peer: Role,
@@ -385,6 +390,21 @@ pub enum ProtocolError {
         /// Why.
         source: std::io::Error,
     },
+    /// Roles hold no checkpoint of one position.
+    #[error("no checkpoint is held by all roles: {offers}")]
+    NoCommonCheckpoint {
+        /// What each role holds.
+        offers: String,
+    },
+    /// A checkpoint does not fit what is to go on from it.
+    #[error("the checkpoint does not fit: {reason}")]
+    Checkpoint {
+        /// What it has, and what was expected.
+        reason: String,
+    },
+    /// This role was asked to stop.
+    #[error("stopped as asked")]
+    Stopped,
     /// The layers of this role failed.
     #[error("{step}: {source}")]
     Model {
@@ -404,6 +424,12 @@ pub enum ProtocolError {
 }
 
 impl ProtocolError {
+    /// A checkpoint that does not fit.
+    #[must_use]
+    pub fn checkpoint(reason: &dyn fmt::Display) -> Self {
+        Self::Checkpoint { reason: reason.to_string() }
+    }
+
     /// What to tell peers, as role `me`.
     #[must_use]
     pub fn ending(&self, me: Role) -> Ending {
@@ -433,9 +459,12 @@ impl ProtocolError {
             | Self::Session(_)
             | Self::FixedPoint(_)
             | Self::OwnMessage { .. }
+            | Self::NoCommonCheckpoint { .. }
+            | Self::Checkpoint { .. }
             | Self::SavedModel { .. }
             | Self::Model { .. } => (Cause::Configuration, me),
             Self::Randomness(_) | Self::Storage { .. } => (Cause::Storage, me),
+            Self::Stopped => (Cause::Stopped, me),
         };
         Ending { cause, culprit }
     }
@@ -448,7 +477,23 @@ impl ProtocolError {
             Self::PeerEnded { ending: Ending { cause: Cause::Configuration, .. }, .. } => Cause::Configuration.code(),
             Self::PeerEnded { ending: Ending { cause: Cause::TurnedAway, .. }, .. } => Cause::Network.code(),
             Self::PeerEnded { .. } => Cause::PeerGone.code(),
+            Self::Stopped => Cause::Done.code(),
             other => other.ending(me).cause.code(),
+        }
+    }
+
+    /// Whether the session can go on once all roles are there again.
+    #[must_use]
+    pub fn is_interruption(&self) -> bool {
+        match self {
+            Self::PeerGone { .. } | Self::PeerTimeout { .. } => true,
+            Self::PeerEnded { ending: Ending { cause, .. }, .. } => match cause {
+                Cause::PeerGone | Cause::Storage | Cause::Network | Cause::Stopped | Cause::Done => true,
+                Cause::Configuration | Cause::Data | Cause::Protocol | Cause::TurnedAway => false,
+            },
+            // One of the two had not heard of the newest start yet.
+            Self::Incarnation { peer, .. } => *peer != Role::Coordinator,
+            _ => false,
         }
     }
 
@@ -462,7 +507,7 @@ impl ProtocolError {
                 "every party needs the same rows in the same order, by id; sort the files by id and drop rows that are not common"
             }
             Self::PeerGone { .. } | Self::PeerEnded { .. } | Self::PeerTimeout { .. } => {
-                "look at that role's own log for the reason, then start the session again"
+                "look at that role's own log for the reason, then start it and this role again: they go on from their checkpoints"
             }
             Self::NotJoined { .. } => "start that role, or raise join_timeout_s if it needs longer",
             Self::Connect { .. } => "check address, firewall (UDP) and that both certificates come from the same CA",
@@ -476,6 +521,12 @@ impl ProtocolError {
             | Self::PaillierProof { .. }
             | Self::Paillier { .. }
             | Self::Incarnation { .. } => "that role runs another or a faulty program; nothing it sent was used",
+            Self::Storage { .. } => {
+                "free space on that disk or mend its permissions, then start this role again: it goes on from its last checkpoint"
+            }
+            Self::NoCommonCheckpoint { .. } => {
+                "bring back the 'checkpoints' directory that is missing; or remove that directory at every role to start from nothing"
+            }
             Self::Listen { .. } => "is another process using the address?",
             _ => return None,
         })
@@ -495,4 +546,10 @@ pub(crate) fn own_value(step: Step, width: usize, error: EncodeError) -> Protoco
 /// Places a decode error of a `[n, width]` tensor.
 pub(crate) fn out_of_bound(step: Step, width: usize, error: DecodeError) -> ProtocolError {
     ProtocolError::OpenedOutOfBound { step, row: error.position / width.max(1), column: error.position % width.max(1) }
+}
+
+/// A time as people read it: tenths of seconds at most.
+fn seconds(time: &Duration) -> String {
+    let tenths = (time.as_secs_f64() * 10.0).round() / 10.0;
+    tenths.to_string()
 }

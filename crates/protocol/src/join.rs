@@ -1,7 +1,8 @@
 //! How a role comes into a session: the same code over QUIC and in memory.
 //!
 //! 1. It connects to the coordinator and exchanges [`Hello`]: both compare the whole session text.
-//! 2. When all are there, [`Start`] gives the incarnation, the number of rows and each party's number of features.
+//! 2. When all are there, [`Start`] gives the incarnation, the number of rows, each party's number of features, and the
+//!    position from which all go on: the last one of which every role has a checkpoint.
 //! 3. The role makes the incarnation durable.
 //! 4. It connects to its peers (server: all parties; party: the server and all other parties) and exchanges [`Hello`].
 //! 5. Parties compare keyed digests of their ordered ids, in pairs, over their own channels.
@@ -13,7 +14,7 @@ use crate::channel::Channel;
 use crate::incarnation::Incarnation;
 use crate::message::{Go, Hello, IdDigest, Ready, Start, Task};
 use crate::transport::Transport;
-use crate::{FirstLayerKind, Network, ProtocolError, Role, Schedule, SessionConfig, Step};
+use crate::{FirstLayerKind, Network, Position, ProtocolError, Role, Schedule, SessionConfig, Step, Stop};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -30,8 +31,28 @@ pub struct JoinOptions {
     pub join_timeout: Duration,
     /// How long a peer may take to answer once the session runs.
     pub peer_timeout: Duration,
+    /// How long all roles may take to come together again after the session was interrupted; zero to end at once.
+    pub rejoin_timeout: Duration,
+    /// Asks the role to stop.
+    pub stop: Stop,
     /// Whether a first layer that protects nothing may be run.
     pub allow_unprotected: bool,
+}
+
+impl JoinOptions {
+    /// A minute for everyone to come together and to answer, and no second attempt.
+    #[must_use]
+    pub fn new(task: Task, directory: PathBuf) -> Self {
+        Self {
+            task,
+            directory,
+            join_timeout: Duration::from_secs(60),
+            peer_timeout: Duration::from_secs(60),
+            rejoin_timeout: Duration::ZERO,
+            stop: Stop::default(),
+            allow_unprotected: false,
+        }
+    }
 }
 
 /// A party's rows as far as others may know of them.
@@ -50,6 +71,7 @@ pub struct Joining<'a> {
     transport: &'a mut dyn Transport,
     session: &'a SessionConfig,
     options: &'a JoinOptions,
+    patience: Duration,
     coordinator: Channel,
 }
 
@@ -65,10 +87,12 @@ pub struct Joined {
     pub columns: Range<usize>,
     /// Which rows are in which batch.
     pub schedule: Schedule,
+    /// Where training goes on.
+    pub resume: Position,
 }
 
 impl<'a> Joining<'a> {
-    /// Connects to the coordinator.
+    /// Connects to the coordinator. All roles may take `patience` to come together.
     ///
     /// # Errors
     /// [`ProtocolError`] if it cannot be reached, or the session asks for what this role refuses.
@@ -76,27 +100,33 @@ impl<'a> Joining<'a> {
         transport: &'a mut dyn Transport,
         session: &'a SessionConfig,
         options: &'a JoinOptions,
+        patience: Duration,
     ) -> Result<Self, ProtocolError> {
         if session.first_layer == FirstLayerKind::Plain && !options.allow_unprotected {
             return Err(ProtocolError::Unprotected { kind: session.first_layer });
         }
-        let mut coordinator = transport.connect(Role::Coordinator, options.join_timeout).await?;
-        coordinator.set_timeout(options.join_timeout);
-        Ok(Self { transport, session, options, coordinator })
+        let mut coordinator = transport.connect(Role::Coordinator, patience).await?;
+        coordinator.set_timeout(patience);
+        Ok(Self { transport, session, options, patience, coordinator })
     }
 
-    /// Joins everyone. `data` is the party's; the server has none.
+    /// Joins everyone. `data` is the party's; the server has none. `checkpoints` are where this role could go on from;
+    /// one that has not begun yet can go on from the start.
     ///
     /// # Errors
     /// [`ProtocolError`] naming the peer that differs, is gone, or did not come.
-    pub async fn join(self, data: Option<DataShape>) -> Result<Joined, ProtocolError> {
-        let Self { transport, session, options, mut coordinator } = self;
+    pub async fn join(self, data: Option<DataShape>, mut checkpoints: Vec<Position>) -> Result<Joined, ProtocolError> {
+        let Self { transport, session, options, patience, mut coordinator } = self;
         let me = transport.me();
         let kept = Incarnation::in_directory(&options.directory);
         let last = kept.last()?;
         let shape = data.unwrap_or_default();
         let hello = |incarnation| hello(session, options.task, incarnation, shape);
-        greet(&mut coordinator, session, &hello(last)).await?;
+        if checkpoints.is_empty() {
+            checkpoints.push(Position::START);
+        }
+        let ours = Hello { checkpoints, ..hello(last) };
+        greet(&mut coordinator, session, &ours).await?;
 
         let start: Start = coordinator.recv(Step::SETUP).await?;
         let incarnation = start.incarnation;
@@ -107,6 +137,12 @@ impl<'a> Joining<'a> {
                 found: incarnation,
             });
         }
+        if !ours.checkpoints.contains(&start.resume) {
+            let expected = ours.checkpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
+            let expected = format!("to go on from {expected}");
+            let found = format!("to go on from {}", start.resume);
+            return Err(ProtocolError::Unexpected { peer: Role::Coordinator, expected, found });
+        }
         kept.begin(incarnation)?;
         let (features_total, columns) = columns(session, me, &start)?;
         if data.is_some_and(|ours| (ours.rows, ours.features as usize) != (start.rows, columns.len())) {
@@ -116,29 +152,51 @@ impl<'a> Joining<'a> {
                 found: format!("{} and {}", start.rows, columns.len()),
             });
         }
-        info!(incarnation, rows = start.rows, features_total, "session starts");
+        info!(incarnation, rows = start.rows, features_total, resume = %start.resume, "session starts");
 
-        let mut network = Network::new(me);
-        for peer in peers(session, me) {
-            let mut channel = transport.connect(peer, options.join_timeout).await?;
-            channel.set_timeout(options.join_timeout);
-            let theirs = greet(&mut channel, session, &hello(incarnation)).await?;
-            if theirs.incarnation != incarnation {
-                let expected = incarnation.to_string();
-                return Err(ProtocolError::Incarnation { peer, expected, found: theirs.incarnation });
-            }
-            if data.is_some() && matches!(peer, Role::Party(_)) {
-                compare_ids(&mut channel, &shape).await?;
-            }
-            channel.set_timeout(options.peer_timeout);
-            network.add(channel);
-        }
+        let link = std::sync::Arc::clone(coordinator.link());
+        let ours = hello(incarnation);
+        let peers = connect_peers(transport, session, patience, &ours, data);
+        // Where someone goes before all have met, the coordinator knows and tells.
+        let mut network = tokio::select! {
+            biased;
+            network = peers => network?,
+            () = link.down() => return Err(coordinator.lost(Step::SETUP).await),
+        };
         coordinator.send(Step::SETUP, &Ready).await?;
         let Go = coordinator.recv(Step::SETUP).await?;
+        coordinator.set_timeout(options.peer_timeout);
         network.add(coordinator);
+        network.channels().for_each(|c| c.set_timeout(options.peer_timeout));
         let schedule = session.schedule(start.rows);
-        Ok(Joined { network, incarnation, features_total, columns, schedule })
+        Ok(Joined { network, incarnation, features_total, columns, schedule, resume: start.resume })
     }
+}
+
+/// Connects to everyone but the coordinator, and compares session, incarnation and, between parties, ids.
+async fn connect_peers(
+    transport: &mut dyn Transport,
+    session: &SessionConfig,
+    patience: Duration,
+    ours: &Hello,
+    data: Option<DataShape>,
+) -> Result<Network, ProtocolError> {
+    let me = transport.me();
+    let mut network = Network::new(me);
+    for peer in peers(session, me) {
+        let mut channel = transport.connect(peer, patience).await?;
+        channel.set_timeout(patience);
+        let theirs = greet(&mut channel, session, ours).await?;
+        if theirs.incarnation != ours.incarnation {
+            let expected = ours.incarnation.to_string();
+            return Err(ProtocolError::Incarnation { peer, expected, found: theirs.incarnation });
+        }
+        if let (Some(shape), Role::Party(_)) = (&data, peer) {
+            compare_ids(&mut channel, shape).await?;
+        }
+        network.add(channel);
+    }
+    Ok(network)
 }
 
 /// The first message of a role.
@@ -151,6 +209,7 @@ pub fn hello(session: &SessionConfig, task: Task, incarnation: u64, shape: DataS
         incarnation,
         rows: shape.rows,
         features: shape.features,
+        checkpoints: Vec::new(),
     }
 }
 

@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod channel;
+mod checkpoint;
 mod durable;
 mod error;
 pub mod first_layer;
@@ -15,15 +16,19 @@ mod join;
 pub mod message;
 mod meter;
 mod network;
+mod rejoin;
 mod role;
 mod saved_model;
 mod schedule;
 mod session;
 mod step;
+mod stop;
+mod training;
 pub mod transport;
 pub mod usage;
 
 pub use channel::{Channel, Link, Reader, Writer, all, within};
+pub use checkpoint::{Checkpoints, parameter_values, restore_parameters};
 pub use durable::write_durable;
 pub use error::{Cause, Ending, ProtocolError};
 pub use identity::{Fingerprint, Identity, inspect_certificate};
@@ -32,6 +37,7 @@ pub use join::{DataShape, JoinOptions, Joined, Joining, greet, hello};
 pub use message::Task;
 pub use meter::Meter;
 pub use network::Network;
+pub use rejoin::Attempts;
 pub use role::{PartyId, Role, RoleError};
 pub use saved_model::{SavedModel, Tensor};
 pub use schedule::{Batch, Schedule};
@@ -39,4 +45,6 @@ pub use session::{
     DataSection, Difference, ExponentSpec, FirstLayerKind, LookupSpec, ModelSpec, PaillierSpec, PartySection,
     PreparationSpec, SessionConfig, SessionError, SessionFile, SessionOverrides, SharingSpec, TrainSpec,
 };
-pub use step::{Phase, Step};
+pub use step::{Phase, Position, Step};
+pub use stop::Stop;
+pub use training::{Training, all_done};

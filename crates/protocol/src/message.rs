@@ -16,13 +16,13 @@
 //! The body of a tensor is its elements row by row; of a first-layer payload, whatever that protocol says; of a control
 //! message, a postcard-encoded struct of at most 64 KiB. Changing any byte raises the version in [`ALPN`].
 
-use crate::{Phase, Step};
+use crate::{Phase, Position, Step};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Name and version of this protocol; TLS refuses a peer that speaks another.
-pub const ALPN: &[u8] = b"spnn/1";
+pub const ALPN: &[u8] = b"spnn/2";
 
 /// Bytes of a frame header.
 pub const HEADER_BYTES: usize = 24;
@@ -220,6 +220,8 @@ pub struct Hello {
     pub rows: u32,
     /// Number of its feature columns; 0 if it holds no data.
     pub features: u32,
+    /// To the coordinator: where the sender could go on from. [`Position::START`] if it has not begun.
+    pub checkpoints: Vec<Position>,
 }
 
 /// Coordinator → all, when all have joined.
@@ -231,6 +233,8 @@ pub struct Start {
     pub rows: u32,
     /// Feature columns of each party.
     pub features: Vec<u32>,
+    /// Where all go on from.
+    pub resume: Position,
 }
 
 /// Role → coordinator: it has joined all its peers, and its rows are aligned with theirs.
@@ -259,6 +263,23 @@ pub struct Progress {
     pub rows: u64,
     /// Mean loss over these rows.
     pub loss: f64,
+}
+
+impl EpochEnd {
+    /// The same epoch, with what it took `before` an interruption added.
+    #[must_use]
+    pub fn after(mut self, before: &Self) -> Self {
+        self.seconds += before.seconds;
+        self.cpu_seconds += before.cpu_seconds;
+        self.wire_bytes_sent = self.wire_bytes_sent.saturating_add(before.wire_bytes_sent);
+        for (kind, bytes) in &before.bytes_sent {
+            match self.bytes_sent.iter_mut().find(|(k, _)| k == kind) {
+                Some((_, sum)) => *sum = sum.saturating_add(*bytes),
+                None => self.bytes_sent.push((kind.clone(), *bytes)),
+            }
+        }
+        self
+    }
 }
 
 /// Loss and metrics over rows with labels.
@@ -342,9 +363,11 @@ mod tests {
             incarnation: 300,
             rows: 5,
             features: 3,
+            checkpoints: vec![Position::START, Position { epoch: 2, batch: 300 }],
         };
-        vector(&hello, "05302e312e30027b7d02ac020503");
-        vector(&Start { incarnation: 1, rows: 2, features: vec![3, 4] }, "0102020304");
+        vector(&hello, "05302e312e30027b7d02ac02050302010002ac02");
+        let start = Start { incarnation: 1, rows: 2, features: vec![3, 4], resume: Position { epoch: 5, batch: 6 } };
+        vector(&start, "01020203040506");
         vector(&Ready, "");
         vector(&Go, "");
         vector(&Report::Progress(Progress { rows: 128, loss: 0.5 }), "008001000000000000e03f");
@@ -391,9 +414,10 @@ mod tests {
             version in ".{0,20}", session in ".{0,200}", incarnation in any::<u64>(), rows in any::<u32>(),
             features in proptest::collection::vec(any::<u32>(), 0..70),
         ) {
-            let hello = Hello { version, session, task: Task::Train, incarnation, rows, features: 1 };
+            let checkpoints = vec![Position { epoch: rows, batch: 7 }];
+            let hello = Hello { version, session, task: Task::Train, incarnation, rows, features: 1, checkpoints };
             prop_assert_eq!(&decode_control::<Hello>(&encode_control(&hello)).unwrap(), &hello);
-            let start = Start { incarnation, rows, features };
+            let start = Start { incarnation, rows, features, resume: Position::START };
             let mut bytes = encode_control(&start);
             prop_assert_eq!(&decode_control::<Start>(&bytes).unwrap(), &start);
             bytes.push(0);

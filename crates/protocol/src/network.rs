@@ -1,7 +1,7 @@
 //! One role's channels to all its peers.
 
 use crate::channel::{Channel, all};
-use crate::error::{Ending, ProtocolError};
+use crate::error::ProtocolError;
 use crate::message::{Control, Kind};
 use crate::{Role, Step};
 use ndarray::{ArrayView2, ArrayViewMut2};
@@ -182,11 +182,6 @@ impl Network {
     #[must_use]
     pub fn wire_bytes_sent(&self) -> u64 {
         self.channels.values().map(|c| c.link().wire_bytes_sent()).sum()
-    }
-
-    /// Tells every peer why this role goes, and closes.
-    pub fn end(&self, ending: Ending) {
-        self.channels.values().for_each(|c| c.link().end(ending));
     }
 
     fn parties(&mut self) -> impl Iterator<Item = (Role, &mut Channel)> {

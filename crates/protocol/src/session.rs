@@ -48,6 +48,10 @@ pub struct SharingSpec {
     pub h1_bound: Option<f64>,
 }
 
+fn checkpoint_every_default() -> u32 {
+    1000
+}
+
 fn ring_bits_default() -> u32 {
     64
 }
@@ -206,6 +210,9 @@ pub struct TrainSpec {
     pub epochs: u32,
     /// Rows of a mini-batch.
     pub batch_size: u32,
+    /// Every role makes a checkpoint after so many mini-batches of an epoch, and at its end; 0 for the end only.
+    #[serde(default = "checkpoint_every_default")]
+    pub checkpoint_every: u32,
     /// Used by every role for its own weights.
     pub optimizer: OptimizerSpec,
 }

@@ -1,5 +1,6 @@
 //! Where a session is: phase, epoch, mini-batch.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// What the rows of a step are used for.
@@ -58,5 +59,25 @@ impl fmt::Display for Step {
             Phase::Evaluate => write!(f, "evaluation after epoch {} batch {}", self.epoch, self.batch),
             Phase::Predict => write!(f, "prediction batch {}", self.batch),
         }
+    }
+}
+
+/// Between two mini-batches of training: where a checkpoint was made and where training goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Position {
+    /// Epoch of the next mini-batch, from 1; one above the session's epochs when all are done.
+    pub epoch: u32,
+    /// The next mini-batch of the epoch, from 0. The number of batches if only the epoch's evaluation is left.
+    pub batch: u32,
+}
+
+impl Position {
+    /// Before the first mini-batch.
+    pub const START: Self = Self { epoch: 1, batch: 0 };
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "epoch {} batch {}", self.epoch, self.batch)
     }
 }

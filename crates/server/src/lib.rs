@@ -7,14 +7,15 @@
 
 mod train;
 
+use serde::{Deserialize, Serialize};
 use spnn_crypto::SecretRng;
-use spnn_nn::{Model, Optimizer, Sequential};
-use spnn_protocol::first_layer::{ServerSide, server_side};
+use spnn_nn::{Model, Optimizer, OptimizerState, Sequential};
+use spnn_protocol::first_layer::server_side;
 use spnn_protocol::message::{Done, Finish, Report, Task};
 use spnn_protocol::transport::Transport;
 use spnn_protocol::{
-    JoinOptions, Joined, Joining, Network, ProtocolError, Role, SavedModel, Schedule, SessionConfig, SessionError,
-    Step, usage,
+    Attempts, Checkpoints, JoinOptions, Joined, Joining, Network, Position, ProtocolError, Role, SavedModel, Schedule,
+    SessionConfig, SessionError, Step, Training, all_done, parameter_values, restore_parameters, usage,
 };
 use std::time::Duration;
 use tracing::info;
@@ -30,11 +31,24 @@ pub struct Server<'a> {
 struct Running<'a> {
     session: &'a SessionConfig,
     options: &'a JoinOptions,
-    model: Box<dyn Model>,
+    model: &'a mut dyn Model,
+    /// Where the random streams of the model are when its batch is done.
+    random_positions: Vec<u128>,
     optimizer: Optimizer,
+    noise_seed: [u8; 32],
+    training: Training,
     network: Network,
     schedule: Schedule,
-    first_layer: Box<dyn ServerSide>,
+    incarnation: u64,
+}
+
+/// The server's part of a checkpoint.
+#[derive(Serialize, Deserialize)]
+struct State {
+    parameters: Vec<(String, Vec<f32>)>,
+    random_positions: Vec<u128>,
+    optimizer: OptimizerState,
+    noise_seed: [u8; 32],
 }
 
 impl<'a> Server<'a> {
@@ -55,57 +69,149 @@ impl<'a> Server<'a> {
         Ok(Self::new(session, options, Box::new(model)))
     }
 
-    /// Does the whole session: join, work, save, wait for the end.
+    /// Does the whole session: join, work, save, wait for the end. When a peer is gone, it makes a checkpoint and joins
+    /// again, for as long as its options say.
     ///
     /// # Errors
-    /// [`ProtocolError`] naming the peer, step, expected and found; the caller tells the peers.
-    pub async fn run(self, transport: &mut dyn Transport) -> Result<(), ProtocolError> {
-        let mut running = self.join(transport).await?;
-        let done = running.work().await;
-        if let Err(e) = &done {
-            running.network.end(e.ending(Role::Server));
+    /// [`ProtocolError`] naming the peer, step, expected and found; the peers have been told.
+    pub async fn run(mut self, transport: &mut dyn Transport) -> Result<(), ProtocolError> {
+        if self.options.task != Task::Train {
+            let directory = &self.options.directory;
+            SavedModel::<()>::load(directory, Role::Server, self.session)?
+                .restore(directory, &mut self.model.parameters())?;
         }
-        done
+        let mut attempts = Attempts::new(self.options);
+        loop {
+            let mut reached = None;
+            match self.attempt(transport, attempts.patience(), &mut reached).await {
+                Ok(()) => return Ok(()),
+                Err(e) => {
+                    transport.leave(e.ending(Role::Server));
+                    if all_done(&e, self.checkpoints(), self.session)?.is_some() {
+                        return Ok(());
+                    }
+                    attempts.again(e, reached).await?;
+                }
+            }
+        }
     }
 
-    async fn join(self, transport: &mut dyn Transport) -> Result<Running<'a>, ProtocolError> {
-        let Self { session, options, mut model } = self;
-        if options.task != Task::Train {
-            let directory = &options.directory;
-            SavedModel::<()>::load(directory, Role::Server, session)?.restore(directory, &mut model.parameters())?;
+    fn checkpoints(&self) -> Checkpoints {
+        Checkpoints::in_directory(&self.options.directory, Role::Server, self.session)
+    }
+
+    /// One start of the session, to its end or to the first error. `reached` is then where training is.
+    async fn attempt(
+        &mut self,
+        transport: &mut dyn Transport,
+        patience: Duration,
+        reached: &mut Option<Position>,
+    ) -> Result<(), ProtocolError> {
+        let stop = &self.options.stop;
+        let mut running = tokio::select! {
+            biased;
+            () = stop.wait() => return Err(ProtocolError::Stopped),
+            joined = Running::join(self.session, self.options, &mut *self.model, transport, patience) => joined?,
+        };
+        let done = tokio::select! {
+            biased;
+            () = stop.overdue() => Err(ProtocolError::Stopped),
+            done = running.work() => done,
+        };
+        *reached = Some(running.training.position());
+        match done {
+            Err(e) if e.is_interruption() || matches!(e, ProtocolError::Stopped) => {
+                running.keep()?;
+                Err(if stop.requested() { ProtocolError::Stopped } else { e })
+            }
+            done => done,
         }
-        let Joined { mut network, incarnation, schedule, .. } =
-            Joining::connect(transport, session, options).await?.join(None).await?;
-        let first_layer = server_side(session, incarnation, &mut network).await?;
-        let noise_seed = SecretRng::from_system()?.bytes32();
-        Ok(Running {
-            session,
-            options,
-            model,
-            optimizer: Optimizer::new(&session.train.optimizer, noise_seed),
-            network,
-            schedule,
-            first_layer,
-        })
     }
 }
 
-impl Running<'_> {
+impl<'a> Running<'a> {
+    async fn join(
+        session: &'a SessionConfig,
+        options: &'a JoinOptions,
+        model: &'a mut dyn Model,
+        transport: &mut dyn Transport,
+        patience: Duration,
+    ) -> Result<Self, ProtocolError> {
+        let joining = Joining::connect(transport, session, options, patience).await?;
+        let mut checkpoints = Checkpoints::in_directory(&options.directory, Role::Server, session);
+        let held = if options.task == Task::Train { checkpoints.positions()? } else { Vec::new() };
+        let Joined { network, incarnation, schedule, resume, .. } = joining.join(None, held).await?;
+        let (training, state) = Training::resume::<State>(checkpoints, resume, session, options.task, &schedule)?;
+        let noise_seed = match &state {
+            Some(state) => state.noise_seed,
+            None => SecretRng::from_system()?.bytes32(),
+        };
+        let mut running = Self {
+            session,
+            options,
+            model,
+            random_positions: Vec::new(),
+            optimizer: Optimizer::new(&session.train.optimizer, noise_seed),
+            noise_seed,
+            training,
+            network,
+            schedule,
+            incarnation,
+        };
+        match state {
+            Some(state) => running.restore(state)?,
+            None => running.random_positions = running.model.random_positions(),
+        }
+        if options.task == Task::Train {
+            running.keep()?;
+        }
+        Ok(running)
+    }
+
     async fn work(&mut self) -> Result<(), ProtocolError> {
+        let mut first_layer = server_side(self.session, self.incarnation, &mut self.network).await?;
         match self.options.task {
             Task::Train => {
-                self.train().await?;
+                self.train(&mut *first_layer).await?;
                 let saved = SavedModel::of(&self.model.parameters(), ());
                 saved.save(&self.options.directory, Role::Server, self.session)?;
                 info!("saved the server's part of the model");
             }
-            Task::Evaluate | Task::Predict => self.serve().await?,
+            Task::Evaluate | Task::Predict => self.serve(&mut *first_layer).await?,
         }
+        self.training.settle()?;
         let done = Done { cpu_seconds: usage::cpu_seconds(), peak_rss_bytes: usage::peak_rss_bytes() };
         self.network.send(Role::Coordinator, Step::SETUP, &Report::Done(done)).await?;
         self.network.channel(Role::Coordinator)?.set_timeout(LONG);
         let Finish = self.network.recv(Role::Coordinator, Step::SETUP).await?;
+        self.training.finish()
+    }
+
+    fn state(&mut self) -> State {
+        State {
+            parameters: parameter_values(&self.model.parameters()),
+            random_positions: self.random_positions.clone(),
+            optimizer: self.optimizer.export_state(),
+            noise_seed: self.noise_seed,
+        }
+    }
+
+    fn restore(&mut self, state: State) -> Result<(), ProtocolError> {
+        let lengths = restore_parameters(&mut self.model.parameters(), state.parameters)?;
+        let misfit = |e| ProtocolError::checkpoint(&e);
+        self.optimizer.import_state(state.optimizer, &lengths).map_err(misfit)?;
+        self.model.set_random_positions(&state.random_positions).map_err(misfit)?;
+        self.random_positions = state.random_positions;
         Ok(())
+    }
+
+    /// A checkpoint where training is, durable on return.
+    fn keep(&mut self) -> Result<(), ProtocolError> {
+        if self.options.task != Task::Train {
+            return Ok(());
+        }
+        let state = self.state();
+        self.training.keep(&self.network, state)
     }
 }
 

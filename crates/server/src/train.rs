@@ -8,32 +8,50 @@
 use crate::Running;
 use ndarray::{Array2, s};
 use spnn_nn::{Mode, ModelError};
+use spnn_protocol::first_layer::ServerSide;
 use spnn_protocol::message::{EpochEnd, Kind, Report};
 use spnn_protocol::{Batch, Meter, Phase, ProtocolError, Role, Step};
 
 impl Running<'_> {
-    /// Trains for all epochs of the session; after each, the test rows are evaluated.
-    pub(crate) async fn train(&mut self) -> Result<(), ProtocolError> {
+    /// Trains for all epochs that are left; after each, the test rows are evaluated.
+    pub(crate) async fn train(&mut self, first_layer: &mut dyn ServerSide) -> Result<(), ProtocolError> {
+        self.training.report_ended(&mut self.network).await?;
         let mut grad_z = Array2::zeros((0, self.model.output_width()));
-        for epoch in 1..=self.session.train.epochs {
-            let meter = Meter::start(&self.network);
-            for batch in self.schedule.batches(Phase::Train, epoch) {
-                self.train_batch(batch, &mut grad_z).await?;
+        while let Some(epoch) = self.training.epoch() {
+            for batch in self.training.begin_epoch(&self.schedule, &self.network) {
+                self.train_batch(first_layer, batch, &mut grad_z).await?;
+                if self.training.batch_done() {
+                    let state = self.state();
+                    self.training.checkpoint(&self.network, state)?;
+                }
             }
-            let end = meter.stop(&self.network);
-            self.pass(Phase::Evaluate, epoch).await?;
+            self.training.batches_done(&self.network);
+            self.pass(first_layer, Phase::Evaluate, epoch).await?;
+            let end = self.training.end_epoch(|_| {});
+            let state = self.state();
+            self.training.checkpoint(&self.network, state)?;
             self.report(end).await?;
         }
         Ok(())
     }
 
-    async fn train_batch(&mut self, batch: Batch, grad_z: &mut Array2<f32>) -> Result<(), ProtocolError> {
+    async fn train_batch(
+        &mut self,
+        first_layer: &mut dyn ServerSide,
+        batch: Batch,
+        grad_z: &mut Array2<f32>,
+    ) -> Result<(), ProtocolError> {
         let Batch { step, rows, .. } = batch;
         let model = |source: ModelError| ProtocolError::Model { step, source };
         let label_holder = self.session.label_role();
+        self.training.before_batch()?;
         let network = &mut self.network;
 
-        let h1 = self.first_layer.open(network, step, rows).await?;
+        let h1 = first_layer.open(network, step, rows).await?;
+        if self.options.stop.requested() {
+            // All shares of this batch are here, so everyone is done with the one before.
+            return Err(ProtocolError::Stopped);
+        }
         let z = self.model.forward(h1, Mode::Train).map_err(model)?;
         network.send_tensor(label_holder, Kind::HiddenOutput, step, z).await?;
 
@@ -46,20 +64,21 @@ impl Running<'_> {
         network.send_tensor_to_parties(Kind::FirstLayerGradient, step, grad_h1).await?;
         // The parties work on their weights meanwhile.
         self.optimizer.step(&mut self.model.parameters());
+        self.random_positions = self.model.random_positions();
         Ok(())
     }
 
     /// Scores all rows of a session that trains nothing.
-    pub(crate) async fn serve(&mut self) -> Result<(), ProtocolError> {
+    pub(crate) async fn serve(&mut self, first_layer: &mut dyn ServerSide) -> Result<(), ProtocolError> {
         let meter = Meter::start(&self.network);
-        self.pass(Phase::Predict, 0).await?;
+        self.pass(first_layer, Phase::Predict, 0).await?;
         self.report(meter.stop(&self.network)).await
     }
 
     /// Steps 1 to 4 for every batch of a pass.
-    async fn pass(&mut self, phase: Phase, epoch: u32) -> Result<(), ProtocolError> {
+    async fn pass(&mut self, first_layer: &mut dyn ServerSide, phase: Phase, epoch: u32) -> Result<(), ProtocolError> {
         for Batch { step, rows, .. } in self.schedule.batches(phase, epoch) {
-            let h1 = self.first_layer.open(&mut self.network, step, rows).await?;
+            let h1 = first_layer.open(&mut self.network, step, rows).await?;
             let z = self.model.forward(h1, Mode::Evaluate).map_err(|source| ProtocolError::Model { step, source })?;
             self.network.send_tensor(self.session.label_role(), Kind::HiddenOutput, step, z).await?;
         }

@@ -1,7 +1,7 @@
 //! One suite, run for every first-layer protocol.
 
 use super::{PartySide, ServerSide, party_side, server_side};
-use crate::transport::{MemoryTransport, Transport, memory_network};
+use crate::transport::{MemoryNetwork, Transport};
 use crate::{Cause, FirstLayerKind, Network, Phase, ProtocolError, Role, SessionConfig, SessionFile, Step};
 use ndarray::{Array2, s};
 use proptest::prelude::*;
@@ -37,12 +37,20 @@ pub(crate) fn session(kind: FirstLayerKind, ring_bits: u32, parties: u16, width:
     SessionFile::parse(&text, Path::new("suite.toml")).unwrap().config().unwrap()
 }
 
-async fn network(transport: &mut MemoryTransport, peers: impl IntoIterator<Item = Role>) -> Network {
-    let mut network = Network::new(transport.me());
-    for peer in peers {
-        network.add(transport.connect(peer, TIMEOUT).await.unwrap());
-    }
-    network
+/// The networks of `roles`, every two of which have a channel.
+pub(crate) async fn networks(roles: &[Role], pipe: usize, timeout: Duration) -> Vec<Network> {
+    let memory = MemoryNetwork::new(pipe, timeout, &mut SecretRng::from_system().unwrap());
+    let connected = roles.iter().map(|&me| {
+        let mut transport = memory.transport(me);
+        async move {
+            let mut network = Network::new(me);
+            for &peer in roles.iter().filter(|&&r| r != me) {
+                network.add(transport.connect(peer, TIMEOUT).await?);
+            }
+            Ok(network)
+        }
+    });
+    crate::all(connected).await.unwrap()
 }
 
 /// Every role's network and its side of the protocol, set up together.
@@ -54,12 +62,7 @@ struct World {
 impl World {
     async fn new(session: &SessionConfig, incarnation: u64) -> Self {
         let roles: Vec<Role> = session.party_roles().chain([Role::Server]).collect();
-        let mut ends = memory_network(&roles, PIPE, SET_UP, &mut SecretRng::from_system().unwrap());
-        let mut networks = Vec::new();
-        for end in &mut ends {
-            let me = end.me();
-            networks.push(network(end, roles.iter().copied().filter(|&r| r != me)).await);
-        }
+        let mut networks = networks(&roles, PIPE, SET_UP).await;
         let mut server_network = networks.pop().unwrap();
         let parties = crate::all(networks.into_iter().map(|mut network| async move {
             let side = party_side(session, incarnation, &mut network).await?;

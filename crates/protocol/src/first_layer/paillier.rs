@@ -306,8 +306,7 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::first_layer::conformance::session;
-    use crate::transport::{Transport, memory_network};
+    use crate::first_layer::conformance::{self, session};
     use crate::{FirstLayerKind, Phase};
     use ndarray::array;
     use std::time::Duration;
@@ -317,17 +316,7 @@ mod tests {
     /// The networks of party 0, party 1 and the server.
     async fn networks() -> [Network; 3] {
         let roles = [Role::party(0), Role::party(1), Role::Server];
-        let mut rng = SecretRng::from_system().unwrap();
-        let mut ends = memory_network(&roles, 4096, Duration::from_secs(20), &mut rng).into_iter();
-        let mut made = Vec::new();
-        for me in roles {
-            let mut end = ends.next().unwrap();
-            let mut network = Network::new(me);
-            for peer in roles.into_iter().filter(|&r| r != me) {
-                network.add(end.connect(peer, Duration::from_secs(1)).await.unwrap());
-            }
-            made.push(network);
-        }
+        let made = conformance::networks(&roles, 4096, Duration::from_secs(20)).await;
         made.try_into().unwrap_or_else(|_| panic!("three networks"))
     }
 

@@ -4,10 +4,10 @@ mod memory;
 mod quic;
 mod relay;
 
-pub use memory::{MemoryTransport, memory_network};
+pub use memory::{MemoryNetwork, MemoryTransport};
 pub use quic::{Congestion, QuicOptions, QuicTransport, TransportTuning};
 
-use crate::{Channel, ProtocolError, Role};
+use crate::{Channel, Ending, ProtocolError, Role};
 use async_trait::async_trait;
 use std::time::Duration;
 
@@ -22,4 +22,8 @@ pub trait Transport: Send {
     /// # Errors
     /// [`ProtocolError`] if it cannot be had within `deadline`.
     async fn connect(&mut self, peer: Role, deadline: Duration) -> Result<Channel, ProtocolError>;
+
+    /// Closes all channels that [`connect`](Self::connect) gave, and tells every peer why. Peers can be connected to
+    /// again.
+    fn leave(&mut self, ending: Ending);
 }

@@ -5,7 +5,7 @@
 //! bidirectional stream that begins with four bytes from the dialing side ([`Opening`]) and one byte back.
 
 use super::Transport;
-use super::relay::{Relay, RelayLink, meet};
+use super::relay::{Half, NotMet, Relay, RelayLink, meet};
 use crate::channel::{Channel, LAST_WORDS, Link, within};
 use crate::error::{Cause, Ending};
 use crate::identity::{Fingerprint, Identity, role_and_fingerprint};
@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
@@ -53,7 +53,7 @@ pub struct TransportTuning {
     pub window: u32,
     /// Congestion window at the start, in bytes.
     pub initial_window: u32,
-    /// A peer that is silent for so long is gone. Keep-alives are sent four times as often.
+    /// A peer that is silent for so long is gone. Keep-alives are sent four times as often, and once a second at least.
     pub idle_timeout_s: f32,
 }
 
@@ -66,6 +66,16 @@ impl Default for TransportTuning {
             initial_window: 256 << 10,
             idle_timeout_s: 20.0,
         }
+    }
+}
+
+impl TransportTuning {
+    fn idle_timeout(&self) -> Duration {
+        Duration::from_secs_f32(self.idle_timeout_s.clamp(0.5, 600.0))
+    }
+
+    fn keep_alive(&self) -> Duration {
+        (self.idle_timeout() / 4).min(KEEP_ALIVE_MAX)
     }
 }
 
@@ -93,15 +103,45 @@ pub struct QuicTransport {
     endpoint: Endpoint,
     /// Connections this role dialed.
     dialed: BTreeMap<Role, (Connection, Arc<dyn Link>)>,
-    arrivals: mpsc::Receiver<Arrival>,
-    arrived: BTreeMap<Role, Channel>,
+    arrivals: Arc<Arrivals>,
+    /// Connections of the channels that were given out.
+    in_use: Vec<Connection>,
+}
+
+/// Who came in at the door and was not asked for yet: the last connection of each role.
+#[derive(Default)]
+struct Arrivals {
+    waiting: Mutex<BTreeMap<Role, Arrival>>,
+    changed: Notify,
 }
 
 struct Arrival {
-    peer: Role,
     connection: Connection,
     streams: (SendStream, RecvStream),
     violation: Violation,
+}
+
+impl Arrivals {
+    fn put(&self, peer: Role, arrival: Arrival) {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, arrival);
+        // The role waits for one peer at a time.
+        self.changed.notify_one();
+    }
+
+    fn take(&self, peer: Role) -> Option<Arrival> {
+        let arrival = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&peer)?;
+        // One that has gone again while nobody waited for it may come once more, unless it said why it does not.
+        let step = crate::Step::SETUP;
+        let Some(reason) = arrival.connection.close_reason() else { return Some(arrival) };
+        let comes_again = match reason {
+            ConnectionError::ApplicationClosed(close) => {
+                let ending = Ending::parse(close.error_code.into_inner(), &close.reason, peer);
+                ProtocolError::PeerEnded { peer, step, ending }.is_interruption()
+            }
+            _ => true,
+        };
+        (!comes_again).then_some(arrival)
+    }
 }
 
 /// What a peer did that made the door close its connection.
@@ -119,12 +159,15 @@ pub(super) enum Opening {
 const ACCEPTED: u8 = 1;
 /// A peer has this long to say what its stream is for.
 const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause between attempts to reach a peer that is not up yet.
-const RETRY: Duration = Duration::from_millis(200);
+/// Pause after the first attempt to reach a peer that is not up yet; it doubles.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(2);
 /// The system takes at most 64 KiB at a time, and quinn makes up to ten packets of them. Larger packets go one by one.
 const SEGMENTED_MTU_MAX: u16 = 6500;
 /// How long a peer may wait with an acknowledgement.
 const MAX_ACK_DELAY: Duration = Duration::from_millis(2);
+/// Whether a peer that comes a second time is still there the first time is known after two of these.
+const KEEP_ALIVE_MAX: Duration = Duration::from_secs(1);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Opening {
@@ -170,19 +213,20 @@ impl QuicTransport {
         let runtime = Arc::new(quinn::TokioRuntime);
         let mut endpoint = Endpoint::new(endpoint_config, server_config, socket, runtime).map_err(|e| listen(&e))?;
         endpoint.set_default_client_config(client_config(&identity, &options)?);
-        let (found, arrivals) = mpsc::channel(64);
+        let arrivals = Arc::new(Arrivals::default());
         if options.listen.is_some() {
             let door = Door {
                 me: identity.role(),
                 expect: options.expect.clone(),
+                keep_alive: options.tuning.keep_alive(),
                 present: Mutex::default(),
                 pins: options.pins.clone(),
                 relay: (identity.role() == Role::Coordinator).then(Relay::default),
-                found,
+                arrivals: Arc::clone(&arrivals),
             };
             tokio::spawn(accept(endpoint.clone(), Arc::new(door)));
         }
-        Ok(Self { identity, options, endpoint, dialed: BTreeMap::new(), arrivals, arrived: BTreeMap::new() })
+        Ok(Self { identity, options, endpoint, dialed: BTreeMap::new(), arrivals, in_use: Vec::new() })
     }
 
     /// The address that peers reach this role at.
@@ -208,6 +252,7 @@ impl QuicTransport {
 
     async fn dial(&mut self, peer: Role, address: &str, deadline: Instant) -> Result<Channel, ProtocolError> {
         let mut last = None;
+        let mut pause = RETRY_MIN;
         while Instant::now() < deadline {
             match self.attempt(peer, address, deadline).await {
                 Ok(channel) => return Ok(channel),
@@ -219,7 +264,8 @@ impl QuicTransport {
                 Err(Attempt::Again(reason)) => {
                     debug!(%peer, address, reason, "not reached yet");
                     last = Some(reason);
-                    tokio::time::sleep(RETRY).await;
+                    tokio::time::sleep_until(deadline.min(Instant::now() + pause)).await;
+                    pause = (pause * 2).min(RETRY_MAX);
                 }
             }
         }
@@ -251,22 +297,22 @@ impl QuicTransport {
         };
         let violation = Violation::default();
         let link: Arc<dyn Link> = Arc::new(QuicLink { peer, connection: connection.clone(), violation });
+        self.in_use.push(connection.clone());
         self.dialed.insert(peer, (connection, Arc::clone(&link)));
         Ok(Channel::new(peer, link, Box::new(recv), Box::new(send), self.options.peer_timeout))
     }
 
     async fn arrival(&mut self, peer: Role, waited: Duration, deadline: Instant) -> Result<Channel, ProtocolError> {
+        let arrivals = Arc::clone(&self.arrivals);
         loop {
-            if let Some(channel) = self.arrived.remove(&peer) {
-                return Ok(channel);
+            let changed = arrivals.changed.notified();
+            if let Some(Arrival { connection, streams: (send, recv), violation }) = arrivals.take(peer) {
+                self.in_use.push(connection.clone());
+                let link = Arc::new(QuicLink { peer, connection, violation });
+                return Ok(Channel::new(peer, link, Box::new(recv), Box::new(send), self.options.peer_timeout));
             }
-            match timeout_at(deadline, self.arrivals.recv()).await {
-                Ok(Some(Arrival { peer, connection, streams: (send, recv), violation })) => {
-                    let link = Arc::new(QuicLink { peer, connection, violation });
-                    let channel = Channel::new(peer, link, Box::new(recv), Box::new(send), self.options.peer_timeout);
-                    self.arrived.insert(peer, channel);
-                }
-                Ok(None) | Err(_) => return Err(ProtocolError::NotJoined { peer, waited }),
+            if timeout_at(deadline, changed).await.is_err() {
+                return Err(ProtocolError::NotJoined { peer, waited });
             }
         }
     }
@@ -284,20 +330,21 @@ impl QuicTransport {
             .cloned()
             .ok_or_else(|| connect_error(role, address, "not connected to the coordinator".into()))?;
         let meeting = async {
-            let (send, recv) = open(&connection, Opening::Relay(peer)).await.map_err(|e| e.to_string())?;
+            let (send, recv) =
+                open(&connection, Opening::Relay(peer)).await.map_err(|e| NotMet::Gone(e.to_string()))?;
             meet(&self.identity, role, tokio::io::join(recv, send)).await
         };
-        let met = timeout_at(deadline, meeting).await.unwrap_or_else(|_| Err("no answer in time".into()));
+        let met = timeout_at(deadline, meeting).await.unwrap_or_else(|_| Err(NotMet::Gone("no answer in time".into())));
         let (stream, presented, key) = match met {
             Ok(met) => met,
-            Err(reason) => {
+            Err(not_met) => {
                 // The other party may have gone, and the coordinator is about to say why.
                 let _ = within(LAST_WORDS, link.down()).await;
-                return Err(match link.peer_ending() {
-                    Some(ending) => {
-                        ProtocolError::PeerEnded { peer: Role::Coordinator, step: crate::Step::SETUP, ending }
-                    }
-                    None => connect_error(role, address, reason),
+                let step = crate::Step::SETUP;
+                return Err(match (link.peer_ending(), not_met) {
+                    (Some(ending), _) => ProtocolError::PeerEnded { peer: Role::Coordinator, step, ending },
+                    (None, NotMet::Refused(reason)) => connect_error(role, address, reason),
+                    (None, NotMet::Gone(reason)) => ProtocolError::PeerGone { peer: role, step, reason },
                 });
             }
         };
@@ -324,6 +371,11 @@ impl Transport for QuicTransport {
             (Role::Party(id), None) if matches!(self.me(), Role::Party(_)) => self.through_relay(id, deadline).await,
             (_, None) => self.arrival(peer, waited, deadline).await,
         }
+    }
+
+    fn leave(&mut self, ending: Ending) {
+        self.in_use.drain(..).for_each(|connection| close(&connection, ending));
+        self.dialed.clear();
     }
 }
 
@@ -412,9 +464,10 @@ struct Door {
     me: Role,
     expect: Vec<Role>,
     pins: BTreeMap<Role, Fingerprint>,
+    keep_alive: Duration,
     present: Mutex<BTreeMap<Role, Connection>>,
     relay: Option<Relay>,
-    found: mpsc::Sender<Arrival>,
+    arrivals: Arc<Arrivals>,
 }
 
 async fn accept(endpoint: Endpoint, door: Arc<Door>) {
@@ -460,13 +513,17 @@ impl Door {
             let reason = format!("{peer} has key {presented}, which is not the pinned one");
             return Err(Refusal::TurnedAway(reason));
         }
+        let earlier = self.present.lock().unwrap_or_else(PoisonError::into_inner).get(&peer).cloned();
+        if let Some(earlier) = earlier
+            && is_alive(&earlier, self.keep_alive).await
         {
-            let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
-            if present.get(&peer).is_some_and(|c| c.close_reason().is_none()) {
-                let reason = format!("{peer} is connected already: a second process with its certificate");
-                return Err(Refusal::TurnedAway(reason));
-            }
-            present.insert(peer, connection.clone());
+            let reason = format!("{peer} is connected already: a second process with its certificate");
+            return Err(Refusal::TurnedAway(reason));
+        }
+        let earlier = self.present.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, connection.clone());
+        // Its process died without a word, or its network changed: this one is its successor.
+        if let Some(earlier) = earlier.filter(|c| c.close_reason().is_none()) {
+            close(&earlier, Ending { cause: Cause::PeerGone, culprit: peer });
         }
         info!(%peer, "connected");
         let violation = Violation::default();
@@ -495,20 +552,35 @@ impl Door {
                     has_channel = true;
                     accepted(&mut send).await;
                     let violation = Arc::clone(violation);
-                    let arrival = Arrival { peer, connection: connection.clone(), streams: (send, recv), violation };
-                    // Nobody waits for arrivals once the session is over.
-                    let _ = self.found.send(arrival).await;
+                    let arrival = Arrival { connection: connection.clone(), streams: (send, recv), violation };
+                    self.arrivals.put(peer, arrival);
                 }
                 (Some(Opening::Relay(to)), Some(relay), Role::Party(from))
                     if self.expect.contains(&Role::Party(to)) =>
                 {
                     accepted(&mut send).await;
-                    relay.join(from, to, (send, recv));
+                    relay.join(from, to, Half { connection: connection.clone(), send, recv });
                 }
                 _ => return Err("a stream that this role does not serve".into()),
             }
         }
     }
+}
+
+/// Whether the peer still speaks on a connection: it does so four times in every idle timeout.
+async fn is_alive(connection: &Connection, keep_alive: Duration) -> bool {
+    let heard = connection.stats().udp_rx.datagrams;
+    let deadline = Instant::now() + keep_alive * 5 / 2;
+    while Instant::now() < deadline {
+        if connection.close_reason().is_some() {
+            return false;
+        }
+        if connection.stats().udp_rx.datagrams > heard {
+            return true;
+        }
+        tokio::time::sleep(keep_alive / 20).await;
+    }
+    false
 }
 
 async fn accepted(send: &mut SendStream) {
@@ -595,9 +667,8 @@ fn no_initial_suite(e: &dyn std::fmt::Display) -> ProtocolError {
 fn transport_config(options: &QuicOptions) -> quinn::TransportConfig {
     let tuning = options.tuning;
     let mut config = quinn::TransportConfig::default();
-    let idle_ms = (tuning.idle_timeout_s.clamp(0.5, 600.0) * 1000.0).round();
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 600,000 above")]
-    let idle_ms = idle_ms as u32;
+    // At most 600 s, so this is exact.
+    let idle_ms = u32::try_from(tuning.idle_timeout().as_millis()).unwrap_or(u32::MAX);
     // One session stream and one relayed stream for each other party.
     let streams = u32::try_from(options.expect.len().max(options.pins.len()) + 1).unwrap_or(u32::MAX);
     config
@@ -606,7 +677,7 @@ fn transport_config(options: &QuicOptions) -> quinn::TransportConfig {
         .datagram_receive_buffer_size(None)
         .max_idle_timeout(Some(VarInt::from(idle_ms).into()))
         .enable_segmentation_offload(tuning.mtu_max <= SEGMENTED_MTU_MAX)
-        .keep_alive_interval(Some(Duration::from_millis(u64::from(idle_ms / 4))))
+        .keep_alive_interval(Some(tuning.keep_alive()))
         .stream_receive_window(tuning.window.max(1_250_000).into())
         .send_window(u64::from(tuning.window.max(1_250_000)) * 8)
         .ack_frequency_config(Some({

@@ -9,7 +9,7 @@ use crate::error::Ending;
 use crate::identity::{Fingerprint, Identity, role_and_fingerprint};
 use crate::{PartyId, ProtocolError, Role};
 use futures_util::future::BoxFuture;
-use quinn::{RecvStream, SendStream};
+use quinn::{Connection, RecvStream, SendStream};
 use rustls::pki_types::ServerName;
 use spnn_crypto::PairKey;
 use std::collections::BTreeMap;
@@ -24,25 +24,53 @@ const PARTY_ALPN: &[u8] = b"spnn-party/1";
 /// The coordinator's side: streams that wait for their other half.
 #[derive(Default)]
 pub(super) struct Relay {
-    waiting: Mutex<BTreeMap<(PartyId, PartyId), (SendStream, RecvStream)>>,
+    waiting: Mutex<BTreeMap<(PartyId, PartyId), Half>>,
+}
+
+/// A party's stream to another one, and the connection it belongs to.
+pub(super) struct Half {
+    pub(super) connection: Connection,
+    pub(super) send: SendStream,
+    pub(super) recv: RecvStream,
 }
 
 impl Relay {
     /// Joins the stream of `from` to `to` with the stream of `to` to `from`, as soon as both are there.
-    pub(super) fn join(&self, from: PartyId, to: PartyId, streams: (SendStream, RecvStream)) {
+    pub(super) fn join(&self, from: PartyId, to: PartyId, half: Half) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((send, recv)) = waiting.remove(&(to, from)) else {
+        // One whose party has gone meanwhile is as good as none.
+        let other = waiting.remove(&(to, from)).filter(|h| h.connection.close_reason().is_none());
+        let Some(other) = other else {
             // A party that asks again replaces its own earlier stream, so at most one waits for each pair.
-            waiting.insert((from, to), streams);
+            waiting.insert((from, to), half);
             return;
         };
         info!(%from, %to, "relaying");
         tokio::spawn(async move {
-            let mut one = tokio::io::join(recv, send);
-            let mut other = tokio::io::join(streams.1, streams.0);
+            let mut one = tokio::io::join(other.recv, other.send);
+            let mut other = tokio::io::join(half.recv, half.send);
             // When either side ends, both see the end of their stream; their TLS tells whether it was meant.
             let _ = tokio::io::copy_bidirectional(&mut one, &mut other).await;
         });
+    }
+}
+
+/// Why two parties did not meet.
+#[derive(Debug)]
+pub(super) enum NotMet {
+    /// The stream broke off; they may meet another time.
+    Gone(String),
+    /// One does not accept the other.
+    Refused(String),
+}
+
+impl From<std::io::Error> for NotMet {
+    fn from(e: std::io::Error) -> Self {
+        // Verdicts of TLS come as invalid data.
+        match e.kind() {
+            std::io::ErrorKind::InvalidData => Self::Refused(format!("TLS between the parties failed: {e}")),
+            _ => Self::Gone(format!("TLS between the parties broke off: {e}")),
+        }
     }
 }
 
@@ -51,23 +79,23 @@ pub(super) async fn meet<S: AsyncRead + AsyncWrite + Unpin>(
     identity: &Identity,
     peer: Role,
     stream: S,
-) -> Result<(TlsStream<S>, Fingerprint, PairKey), String> {
+) -> Result<(TlsStream<S>, Fingerprint, PairKey), NotMet> {
+    let refused = |e: &dyn std::fmt::Display| NotMet::Refused(e.to_string());
     let mut stream = if identity.role() < peer {
-        let config = identity.client_config(&[PARTY_ALPN]).map_err(|e| e.to_string())?;
-        let name = ServerName::try_from(peer.certificate_name()).map_err(|e| e.to_string())?;
-        let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-        TlsStream::from(connected.map_err(|e| format!("TLS between the parties failed: {e}"))?)
+        let config = identity.client_config(&[PARTY_ALPN]).map_err(|e| refused(&e))?;
+        let name = ServerName::try_from(peer.certificate_name()).map_err(|e| refused(&e))?;
+        TlsStream::from(TlsConnector::from(Arc::new(config)).connect(name, stream).await?)
     } else {
-        let config = identity.server_config(&[PARTY_ALPN]).map_err(|e| e.to_string())?;
-        let accepted = TlsAcceptor::from(Arc::new(config)).accept(stream).await;
-        TlsStream::from(accepted.map_err(|e| format!("TLS between the parties failed: {e}"))?)
+        let config = identity.server_config(&[PARTY_ALPN]).map_err(|e| refused(&e))?;
+        TlsStream::from(TlsAcceptor::from(Arc::new(config)).accept(stream).await?)
     };
-    stream.flush().await.map_err(|e| e.to_string())?;
+    stream.flush().await?;
     let (_, connection) = stream.get_ref();
-    let leaf = connection.peer_certificates().and_then(|c| c.first()).ok_or("it showed no certificate")?;
-    let (role, fingerprint) = role_and_fingerprint(leaf)?;
+    let leaf = connection.peer_certificates().and_then(|c| c.first());
+    let leaf = leaf.ok_or_else(|| refused(&"it showed no certificate"))?;
+    let (role, fingerprint) = role_and_fingerprint(leaf).map_err(|e| refused(&e))?;
     if role != peer {
-        return Err(format!("its certificate is that of {role}"));
+        return Err(refused(&format!("its certificate is that of {role}")));
     }
     let mut key = Zeroizing::new([0; 32]);
     let label = b"EXPORTER-spnn-party-link";
@@ -75,7 +103,7 @@ pub(super) async fn meet<S: AsyncRead + AsyncWrite + Unpin>(
         TlsStream::Client(s) => s.get_ref().1.export_keying_material(key.as_mut(), label, None),
         TlsStream::Server(s) => s.get_ref().1.export_keying_material(key.as_mut(), label, None),
     }
-    .map_err(|e| e.to_string())?;
+    .map_err(|e| refused(&e))?;
     Ok((stream, fingerprint, PairKey::new(*key)))
 }
 
@@ -208,7 +236,8 @@ mod tests {
         let relay = tokio::spawn(forward(zero_read, one_write, deed, at));
         let back = tokio::spawn(forward(one_read, zero_write, Deed::Nothing, 0));
         let sending = async {
-            let (mut stream, _, _) = meet(&identities[0], Role::party(1), zero).await?;
+            let met = meet(&identities[0], Role::party(1), zero).await;
+            let (mut stream, _, _) = met.map_err(|e| format!("{e:?}"))?;
             for message in [[1_u8; 100], [2; 100], [3; 100]] {
                 stream.write_all(&message).await.map_err(|e| e.to_string())?;
                 stream.flush().await.map_err(|e| e.to_string())?;
@@ -216,7 +245,8 @@ mod tests {
             stream.shutdown().await.map_err(|e| e.to_string())
         };
         let receiving = async {
-            let (mut stream, _, _) = meet(&identities[1], Role::party(0), one).await?;
+            let met = meet(&identities[1], Role::party(0), one).await;
+            let (mut stream, _, _) = met.map_err(|e| format!("{e:?}"))?;
             let mut got = Vec::new();
             stream.read_to_end(&mut got).await.map_err(|e| e.to_string())?;
             Ok(got)
