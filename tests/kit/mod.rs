@@ -256,7 +256,7 @@ impl Stage {
 }
 
 /// A party's file: `id`, the label at party 0, three features.
-fn csv(party: usize, rows: usize) -> String {
+pub(crate) fn csv(party: usize, rows: usize) -> String {
     let mut numbers = Numbers(party as u64);
     let mut text = String::from(if party == 0 { "id,y,a,b,c\n" } else { "id,a,b,c\n" });
     for row in 0..rows {

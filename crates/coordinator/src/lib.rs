@@ -68,6 +68,8 @@ pub trait Observer {
 const STARTS_AHEAD_MAX: u64 = 1 << 20;
 /// Once a role is known to be gone, others have this long to say why.
 const ROOT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long each of several roles is waited for in turn.
+const TURN: Duration = Duration::from_millis(200);
 /// A role that has heard the end has so long to say so.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Longer than any epoch; a dead peer is noticed by its connection.
@@ -90,17 +92,23 @@ pub async fn run(
     loop {
         let mut start = Running { session, options, started, network: Network::new(Role::Coordinator), reached: None };
         let attempt = async {
-            match start.join(transport, attempts.patience(), observer).await? {
-                Some(record) => start.follow(record, observer).await.map(Some),
-                None => Ok(None),
+            if Finished::of(session, options).is_known() && start.tell(transport, attempts.patience()).await? {
+                return Ok(None);
             }
+            let record = start.join(transport, attempts.patience(), observer).await?;
+            let record = start.follow(record, observer).await?;
+            start.tell(transport, options.rejoin_timeout).await?;
+            Ok(Some(record))
         };
         let done = tokio::select! {
             biased;
             () = options.stop.wait() => Err(ProtocolError::Stopped),
             done = attempt => done,
         };
-        let Err(e) = done else { return done };
+        let Err(e) = done else {
+            transport.leave(Ending { cause: Cause::Done, culprit: Role::Coordinator });
+            return done;
+        };
         transport.leave(e.ending(Role::Coordinator));
         if e.is_interruption() && !options.rejoin_timeout.is_zero() {
             observer.on(&Event::Interrupted(&e));
@@ -119,26 +127,50 @@ struct Running<'a> {
 }
 
 impl Running<'_> {
-    /// Brings all roles together; no record if all that come had only to be told that everything is done.
+    /// Tells roles that have not heard it that everything is done, when they join again. True if there was nothing else
+    /// to do; false if one of them begins anew.
+    async fn tell(&mut self, transport: &mut dyn Transport, patience: Duration) -> Result<bool, ProtocolError> {
+        let Self { session, options, .. } = self;
+        let finished = Finished::of(session, options);
+        let deadline = Instant::now() + patience;
+        let mut left = finished.not_told();
+        while !left.is_empty() && Instant::now() < deadline {
+            let role = left[0];
+            left.rotate_left(1);
+            let Ok(mut channel) = transport.connect(role, TURN).await else { continue };
+            channel.set_timeout(FAREWELL);
+            let ours = hello(session, options.task, 0, DataShape::default());
+            let Ok(theirs) = greet(&mut channel, session, &ours).await else { continue };
+            if !is_final(session, &theirs) {
+                channel.link().end(Ending { cause: Cause::PeerGone, culprit: Role::Coordinator });
+                finished.forget()?;
+                return Ok(false);
+            }
+            info!("{role} is told that everything is done");
+            channel.link().end(Ending { cause: Cause::Done, culprit: Role::Coordinator });
+            left.retain(|r| *r != role);
+            finished.remember(&left)?;
+        }
+        Ok(true)
+    }
+
+    /// Brings all roles together.
     async fn join(
         &mut self,
         transport: &mut dyn Transport,
         patience: Duration,
         observer: &mut dyn Observer,
-    ) -> Result<Option<SessionRecord>, ProtocolError> {
+    ) -> Result<SessionRecord, ProtocolError> {
         let Self { session, options, network, .. } = self;
         let kept = Incarnation::in_directory(&options.directory);
         let last = kept.last()?;
-        let finished = Finished::of(session, options);
         let mut incarnation = last;
         let mut shapes = BTreeMap::new();
         let mut offers = BTreeMap::new();
         let deadline = Instant::now() + patience;
-        let mut told = 0;
         for role in session.roles().filter(|&r| r != Role::Coordinator) {
             let left = deadline.saturating_duration_since(Instant::now());
             let mut channel = match transport.connect(role, left).await {
-                Err(ProtocolError::NotJoined { .. }) if told > 0 => continue,
                 Err(ProtocolError::NotJoined { peer, .. }) => {
                     return Err(ProtocolError::NotJoined { peer, waited: patience });
                 }
@@ -147,12 +179,6 @@ impl Running<'_> {
             channel.set_timeout(patience);
             let ours = hello(session, options.task, incarnation, DataShape::default());
             let theirs = greet(&mut channel, session, &ours).await;
-            if finished.is_known() && theirs.as_ref().is_ok_and(|hello| is_final(session, hello)) {
-                info!("{role} is told that everything is done");
-                channel.link().end(Ending { cause: Cause::Done, culprit: Role::Coordinator });
-                told += 1;
-                continue;
-            }
             network.add(channel);
             let theirs = theirs?;
             if theirs.incarnation > last.saturating_add(STARTS_AHEAD_MAX) {
@@ -166,10 +192,6 @@ impl Running<'_> {
             offers.insert(role, theirs.checkpoints);
             observer.on(&Event::Joined(role));
         }
-        if told > 0 {
-            return Ok(None);
-        }
-        finished.forget()?;
         let rows = common_rows(&shapes)?;
         let resume = common_position(&offers)?;
         incarnation += 1;
@@ -189,7 +211,7 @@ impl Running<'_> {
         };
         observer.on(&Event::Started { train_rows, test_rows, from: resume });
         let Start { features, .. } = start;
-        Ok(Some(SessionRecord::new(session, options.task, incarnation, train_rows, test_rows, features, resume)))
+        Ok(SessionRecord::new(session, options.task, incarnation, train_rows, test_rows, features, resume))
     }
 
     /// Follows a session that runs, to its end.
@@ -206,23 +228,20 @@ impl Running<'_> {
         record.finish(started.elapsed());
         observer.finished(&record)?;
         let finished = Finished::of(session, options);
-        finished.remember()?;
+        let mut left: Vec<Role> = network.channels().map(|c| c.peer()).collect();
+        finished.remember(&left)?;
         all(network.channels().map(|c| c.send(Step::SETUP, &Finish))).await?;
-        // A role that has heard the end closes its connection. One that does not may ask again when it is back.
-        let mut heard = true;
+        // A role that has heard the end closes its connection.
         for channel in network.channels() {
             channel.set_timeout(FAREWELL);
-            let gone = channel.recv::<Finish>(Step::SETUP).await;
-            heard &= match gone {
-                Err(ProtocolError::PeerEnded { ending, .. }) => ending.cause == Cause::Done,
-                _ => false,
-            };
+            match channel.recv::<Finish>(Step::SETUP).await {
+                Err(ProtocolError::PeerEnded { peer, ending: Ending { cause: Cause::Done, .. }, .. }) => {
+                    left.retain(|r| *r != peer);
+                }
+                _ => warn!("{} did not confirm the end; it is told again when it comes back", channel.peer()),
+            }
         }
-        if heard {
-            finished.forget()?;
-        } else {
-            warn!("not every role confirmed that it heard the end; one that did not is told when it joins again");
-        }
+        finished.remember(&left)?;
         Ok(record)
     }
 }
@@ -240,11 +259,25 @@ impl Finished {
     }
 
     fn is_known(&self) -> bool {
-        std::fs::read_to_string(&self.file).is_ok_and(|text| text.trim() == self.session)
+        !self.not_told().is_empty()
     }
 
-    fn remember(&self) -> Result<(), ProtocolError> {
-        write_durable(&self.file, format!("{}\n", self.session).as_bytes())
+    /// Roles that may not have heard it.
+    fn not_told(&self) -> Vec<Role> {
+        let text = std::fs::read_to_string(&self.file).unwrap_or_default();
+        let mut lines = text.lines();
+        match lines.next() {
+            Some(session) if session == self.session => lines.filter_map(|role| role.parse().ok()).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn remember(&self, not_told: &[Role]) -> Result<(), ProtocolError> {
+        if not_told.is_empty() {
+            return self.forget();
+        }
+        let roles = not_told.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        write_durable(&self.file, format!("{}\n{roles}\n", self.session).as_bytes())
     }
 
     fn forget(&self) -> Result<(), ProtocolError> {

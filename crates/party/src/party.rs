@@ -12,8 +12,9 @@ use spnn_protocol::first_layer::party_side;
 use spnn_protocol::message::{Done, Finish, Metrics, Report, Task};
 use spnn_protocol::transport::Transport;
 use spnn_protocol::{
-    Attempts, Checkpoints, JoinOptions, Joined, Joining, Network, Position, ProtocolError, Role, SavedModel, Schedule,
-    SessionConfig, SessionError, Step, Training, all_done, parameter_values, restore_parameters, usage,
+    Attempts, Cause, Checkpoints, Ending, JoinOptions, Joined, Joining, Network, Position, ProtocolError, Role,
+    SavedModel, Schedule, SessionConfig, SessionError, Step, Training, all_done, parameter_values, restore_parameters,
+    usage,
 };
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -106,7 +107,10 @@ impl<'a> Party<'a> {
         loop {
             let mut reached = None;
             match attempt(transport, session, options, &mut data, attempts.patience(), &mut reached).await {
-                Ok(outcome) => return Ok(outcome),
+                Ok(outcome) => {
+                    transport.leave(Ending { cause: Cause::Done, culprit: transport.me() });
+                    return Ok(outcome);
+                }
                 Err(e) => {
                     transport.leave(e.ending(transport.me()));
                     let PartyError::Protocol(e) = e else { return Err(e) };

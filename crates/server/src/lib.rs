@@ -14,8 +14,9 @@ use spnn_protocol::first_layer::server_side;
 use spnn_protocol::message::{Done, Finish, Report, Task};
 use spnn_protocol::transport::Transport;
 use spnn_protocol::{
-    Attempts, Checkpoints, JoinOptions, Joined, Joining, Network, Position, ProtocolError, Role, SavedModel, Schedule,
-    SessionConfig, SessionError, Step, Training, all_done, parameter_values, restore_parameters, usage,
+    Attempts, Cause, Checkpoints, Ending, JoinOptions, Joined, Joining, Network, Position, ProtocolError, Role,
+    SavedModel, Schedule, SessionConfig, SessionError, Step, Training, all_done, parameter_values, restore_parameters,
+    usage,
 };
 use std::time::Duration;
 use tracing::info;
@@ -84,7 +85,10 @@ impl<'a> Server<'a> {
         loop {
             let mut reached = None;
             match self.attempt(transport, attempts.patience(), &mut reached).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    transport.leave(Ending { cause: Cause::Done, culprit: Role::Server });
+                    return Ok(());
+                }
                 Err(e) => {
                     transport.leave(e.ending(Role::Server));
                     if all_done(&e, self.checkpoints(), self.session)?.is_some() {
