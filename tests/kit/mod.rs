@@ -2,9 +2,16 @@
 
 #![allow(dead_code, reason = "every test binary uses its own part of the kit")]
 
+pub(crate) mod allocations;
+pub(crate) mod proxy;
+
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::Write as _;
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -21,10 +28,14 @@ pub(crate) const CONFIGURATION: i32 = 2;
 pub(crate) const DATA: i32 = 3;
 pub(crate) const NETWORK: i32 = 4;
 pub(crate) const PROTOCOL: i32 = 5;
+pub(crate) const STORAGE: i32 = 74;
 pub(crate) const PEER_GONE: i32 = 75;
 
 /// How long a process may take to end by itself. Against hanging only; nothing is asserted about speed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A line for every message, beside what is logged anyway.
+pub(crate) const TRACE: &str = "info,spnn_protocol::channel=trace";
 
 /// A file of the repository.
 pub(crate) fn repository(path: &str) -> PathBuf {
@@ -209,6 +220,16 @@ impl Stage {
     }
 
     pub(crate) fn start_with(&self, role: &str, args: &[&str]) -> Process {
+        let file = self.configure(role);
+        let mut process = Process::spawn(role, &self.path(role), &file, args, None);
+        if self.configs[role].contains_key("listen") {
+            process.until(|_| self.path(role).join("address").exists());
+        }
+        process
+    }
+
+    /// Writes session and configuration of a role; addresses are filled in from roles started before.
+    fn configure(&self, role: &str) -> PathBuf {
         // Whole or not at all: roles started before may be reading it.
         fs::write(self.path("session.toml.part"), toml::to_string(&self.session).unwrap()).unwrap();
         fs::rename(self.path("session.toml.part"), self.path("session.toml")).unwrap();
@@ -220,12 +241,25 @@ impl Stage {
         }
         let file = self.path(role).join("config.toml");
         fs::write(&file, toml::to_string(&config).unwrap()).unwrap();
-        let kind = role.split('-').next().unwrap();
-        let mut process = Process::start(role, &self.path(role), kind, &file, args);
-        if config.contains_key("listen") {
+        file
+    }
+
+    /// Starts a role that is killed when it has sent or received `messages` messages.
+    pub(crate) fn start_doomed(&self, role: &str, messages: u64) -> Process {
+        let file = self.configure(role);
+        let mut process = Process::spawn(role, &self.path(role), &file, &["--log", TRACE], Some(messages));
+        if self.configs[role].contains_key("listen") {
             process.until(|_| self.path(role).join("address").exists());
         }
         process
+    }
+
+    /// Lets every listener keep the port it has now, so that it can be started again.
+    pub(crate) fn keep_ports(&mut self) {
+        for listener in ["coordinator", "server"] {
+            let address = self.address(listener);
+            self.config(listener).insert("listen".into(), address.into());
+        }
     }
 
     /// Where a listener is; an address nobody listens on if it has not started.
@@ -319,21 +353,34 @@ pub(crate) struct Ended {
 }
 
 impl Process {
-    fn start(role: &str, directory: &Path, kind: &str, config: &Path, args: &[&str]) -> Self {
+    fn spawn(role: &str, directory: &Path, config: &Path, args: &[&str], doomed: Option<u64>) -> Self {
+        let kind = role.split('-').next().unwrap();
         if ["coordinator", "server"].contains(&kind) {
             let _ = fs::remove_file(directory.join("address"));
         }
         let output = directory.join("output");
-        let file = File::create(&output).unwrap();
-        let child = Command::new(SPNN)
-            .args([kind, "--config", arg(config)])
-            .args(args)
-            .env_remove("SPNN_LOG")
-            .stdin(Stdio::null())
-            .stdout(file.try_clone().unwrap())
-            .stderr(file)
-            .spawn()
-            .unwrap();
+        let mut file = File::create(&output).unwrap();
+        let mut command = Command::new(SPNN);
+        command.args([kind, "--config", arg(config)]).args(args).env_remove("SPNN_LOG").stdin(Stdio::null());
+        command.stdout(file.try_clone().unwrap());
+        match doomed {
+            None => command.stderr(file.try_clone().unwrap()),
+            Some(_) => command.stderr(Stdio::piped()),
+        };
+        let mut child = command.spawn().unwrap();
+        if let (Some(messages), Some(log)) = (doomed, child.stderr.take()) {
+            let pid = Pid::from_raw(child.id().try_into().unwrap());
+            std::thread::spawn(move || {
+                let mut count = 0;
+                for line in BufReader::new(log).lines().map_while(Result::ok) {
+                    count += u64::from(line.contains("TRACE"));
+                    if count == messages {
+                        let _ = signal::kill(pid, Signal::SIGKILL);
+                    }
+                    let _ = writeln!(file, "{line}");
+                }
+            });
+        }
         let peak_rss = Arc::new(AtomicU64::new(0));
         let (seen, pid) = (Arc::clone(&peak_rss), child.id());
         std::thread::spawn(move || {
@@ -369,6 +416,10 @@ impl Process {
 
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        signal::kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }
 
     /// Waits for the end.

@@ -334,11 +334,11 @@ async fn gather(
         })
         .collect();
     let mut done = Vec::new();
-    let mut failed: Option<ProtocolError> = None;
+    let mut failed: Vec<(Role, ProtocolError)> = Vec::new();
     loop {
         // When one role goes, others follow within moments and say why; the root is worth a short wait.
         let next = listening.next();
-        let next = if failed.is_some() { within(ROOT_TIMEOUT, next).await.flatten() } else { next.await };
+        let next = if !failed.is_empty() { within(ROOT_TIMEOUT, next).await.flatten() } else { next.await };
         let Some((channel, report)) = next else { break };
         let report = report.and_then(|report| record.check(session, channel.peer(), report));
         match report {
@@ -359,23 +359,31 @@ async fn gather(
             }
             Err(e) => {
                 let root = is_root(&e);
+                failed.push((channel.peer(), e));
                 done.push(channel);
-                if failed.as_ref().is_none_or(|f| !is_root(f) && root) {
-                    failed = Some(e);
-                }
                 if root || listening.is_empty() {
                     break;
                 }
                 continue;
             }
         }
-        if failed.is_none() {
+        if failed.is_empty() {
             listening.push(listen(channel));
         }
     }
     // Channels still listening are dropped with their futures; closing the transport tells those peers.
     drop(listening);
-    (done, failed.map_or(Ok(()), Err))
+    (done, root_of(failed).map_or(Ok(()), Err))
+}
+
+/// Of what several roles said when they went, what is nearest to the root: what happened itself, or the word of a role
+/// that blames one that blames nobody.
+fn root_of(mut failed: Vec<(Role, ProtocolError)>) -> Option<ProtocolError> {
+    let went: Vec<Role> = failed.iter().map(|(role, _)| *role).collect();
+    let culprit = |e: &ProtocolError| e.ending(Role::Coordinator).culprit;
+    let root = failed.iter().position(|(_, e)| is_root(e));
+    let root = root.or_else(|| failed.iter().position(|(_, e)| !went.contains(&culprit(e))));
+    (!failed.is_empty()).then(|| failed.swap_remove(root.unwrap_or(0)).1)
 }
 
 /// Whether an error says what happened, not merely that someone else saw something happen.

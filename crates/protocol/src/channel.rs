@@ -13,6 +13,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tracing::trace;
 
 #[cfg(target_endian = "big")]
 compile_error!("tensors go to the wire as they lie in memory, which must be little-endian");
@@ -141,7 +142,7 @@ impl Channel {
         self.writer = writer;
         let received = received?;
         match sent {
-            Err(_) => Err(self.timed_out(step, format!("room for a {}", C::KIND.name()))),
+            Err(_) => Err(self.timed_out(step, format!("room for a {}", C::KIND.name())).await),
             Ok(Err(e)) => Err(self.gone(step, &e).await),
             Ok(Ok(())) => Ok(received),
         }
@@ -248,11 +249,12 @@ impl Channel {
         };
         let written = tokio::time::timeout(self.timeout, writing).await;
         match written {
-            Err(_) => return Err(self.timed_out(step, format!("room for a {}", kind.name()))),
+            Err(_) => return Err(self.timed_out(step, format!("room for a {}", kind.name())).await),
             Ok(Err(e)) => return Err(self.gone(step, &e).await),
             Ok(Ok(())) => {}
         }
         *self.sent.entry(kind).or_default() += (HEADER_BYTES + body.len()) as u64;
+        trace!(to = %self.peer, "sent {}", kind_in_step(kind, step));
         Ok(())
     }
 
@@ -267,12 +269,13 @@ impl Channel {
                 found: kind_in_step(header.kind, header.step),
             });
         }
+        trace!(from = %self.peer, "receiving {}", kind_in_step(kind, step));
         Ok(header)
     }
 
     async fn read(&mut self, out: &mut [u8], kind: Kind, step: Step) -> Result<(), ProtocolError> {
         match tokio::time::timeout(self.timeout, self.reader.read_exact(out)).await {
-            Err(_) => Err(self.timed_out(step, kind_in_step(kind, step))),
+            Err(_) => Err(self.timed_out(step, kind_in_step(kind, step)).await),
             Ok(Err(e)) => Err(self.gone(step, &e).await),
             Ok(Ok(_)) => Ok(()),
         }
@@ -298,8 +301,15 @@ impl Channel {
         }
     }
 
-    fn timed_out(&self, step: Step, expected: String) -> ProtocolError {
-        ProtocolError::PeerTimeout { peer: self.peer, step, expected, waited: self.timeout }
+    fn timed_out(&self, step: Step, expected: String) -> impl Future<Output = ProtocolError> + Send + use<> {
+        let (peer, link, waited) = (self.peer, Arc::clone(&self.link), self.timeout);
+        async move {
+            // A process that was asleep finds its time over before it has looked at what peers said meanwhile.
+            match within(LAST_WORDS, link.down()).await.and_then(|()| link.peer_ending()) {
+                Some(ending) => ProtocolError::PeerEnded { peer, step, ending },
+                None => ProtocolError::PeerTimeout { peer, step, expected, waited },
+            }
+        }
     }
 
     fn codec(&self, source: CodecError) -> ProtocolError {

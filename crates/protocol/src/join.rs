@@ -10,7 +10,7 @@
 //!
 //! The coordinator learns sizes, identities and timing.
 
-use crate::channel::Channel;
+use crate::channel::{Channel, LAST_WORDS};
 use crate::incarnation::Incarnation;
 use crate::message::{Go, Hello, IdDigest, Ready, Start, Task};
 use crate::transport::Transport;
@@ -165,9 +165,12 @@ impl<'a> Joining<'a> {
         };
         coordinator.send(Step::SETUP, &Ready).await?;
         let Go = coordinator.recv(Step::SETUP).await?;
-        coordinator.set_timeout(options.peer_timeout);
         network.add(coordinator);
-        network.channels().for_each(|c| c.set_timeout(options.peer_timeout));
+        for channel in network.channels() {
+            // The server waits for parties and parties for the server: it gets a moment more, to say who is gone.
+            let more = if channel.peer() == Role::Server { 2 * LAST_WORDS } else { Duration::ZERO };
+            channel.set_timeout(options.peer_timeout + more);
+        }
         let schedule = session.schedule(start.rows);
         Ok(Joined { network, incarnation, features_total, columns, schedule, resume: start.resume })
     }

@@ -51,7 +51,8 @@ pub struct TransportTuning {
     /// Bandwidth-delay product to allow for, in bytes: the windows are never below it. The default covers 100 Mbit/s at
     /// 100 ms and 1 Gbit/s at 10 ms.
     pub window: u32,
-    /// Congestion window at the start, in bytes.
+    /// Congestion window at the start, in bytes. It hardly grows later: messages end before it is full. What is sent at
+    /// once over a long way is paced by it; `docs/wan.md` shows what it is worth.
     pub initial_window: u32,
     /// A peer that is silent for so long is gone. Keep-alives are sent four times as often, and once a second at least.
     pub idle_timeout_s: f32,
@@ -63,7 +64,7 @@ impl Default for TransportTuning {
             congestion: Congestion::Cubic,
             mtu_max: 1452,
             window: 1 << 21,
-            initial_window: 256 << 10,
+            initial_window: 512 << 10,
             idle_timeout_s: 20.0,
         }
     }

@@ -1,0 +1,325 @@
+//! Real processes on real data that are killed, stopped, cut off and starved: whatever happens, training comes to the
+//! weights of an undisturbed run, to the bit.
+//!
+//! The data are the example's: 569 patients, two parties. `SPNN_KILLS=400` kills that many times instead of a few.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test panics")]
+
+mod kit;
+
+use kit::proxy::{Proxy, Treatment};
+use kit::{DONE, Ended, Numbers, PEER_GONE, Process, STORAGE, Stage, all_end, repository, table};
+use nix::sys::signal::Signal;
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::Command;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Three epochs of the example, with a checkpoint every five of its fifteen batches.
+fn stage(first_layer: &str) -> Stage {
+    let mut stage = Stage::new(2, 1);
+    for (party, file) in [("party-0", "clinic.csv"), ("party-1", "laboratory.csv")] {
+        fs::copy(repository(&format!("examples/breast_cancer/{file}")), stage.path(party).join("data.csv")).unwrap();
+    }
+    stage.config("party-0")["data"].as_table_mut().unwrap().insert("label".into(), "malignant".into());
+    stage.session.insert("first_layer".into(), first_layer.into());
+    stage.session.insert("paillier".into(), table("key_bits = 2048\nallow_112_bit = true").into());
+    let train =
+        "epochs = 3\nbatch_size = 32\ncheckpoint_every = 5\noptimizer = { kind = \"adam\", learning_rate = 0.01 }";
+    stage.session.insert("train".into(), table(train).into());
+    stage.everywhere("allow_unprotected", true);
+    stage.everywhere("rejoin_timeout_s", 25.0);
+    stage.everywhere("transport", table("idle_timeout_s = 1.0"));
+    stage
+}
+
+/// The same, for hours.
+fn long_stage() -> Stage {
+    let mut stage = stage("sharing");
+    stage.session["train"]["epochs"] = 100_000.into();
+    stage
+}
+
+/// Removes what a run left, but not certificates and data.
+fn clear(stage: &Stage) {
+    for role in stage.roles() {
+        for file in ["incarnation", "model.json", "model.safetensors", "finished", "predictions.csv", "report.json"] {
+            let _ = fs::remove_file(stage.path(&role).join(file));
+        }
+        let _ = fs::remove_dir_all(stage.path(&role).join("checkpoints"));
+    }
+}
+
+/// Model files by role, and the scores.
+fn models(stage: &Stage) -> BTreeMap<String, Vec<u8>> {
+    let files = ["server", "party-0", "party-1"].map(|role| format!("{role}/model.safetensors"));
+    files
+        .into_iter()
+        .chain(["party-0/predictions.csv".into()])
+        .map(|f| (f.clone(), fs::read(stage.path(&f)).unwrap()))
+        .collect()
+}
+
+/// Runs to the end without disturbance. How many messages each role sends and receives, and the models.
+fn undisturbed(stage: &mut Stage) -> (BTreeMap<String, u64>, BTreeMap<String, Vec<u8>>) {
+    let processes = stage.roles().iter().map(|r| stage.start_with(r, &["--log", kit::TRACE])).collect();
+    let ended = all_end(processes);
+    ended.values().for_each(|e| e.expect(DONE, &[]));
+    let count = |e: &Ended| e.said.lines().filter(|l| l.contains("TRACE")).count() as u64;
+    stage.keep_ports();
+    (ended.iter().map(|(role, e)| (role.clone(), count(e))).collect(), models(stage))
+}
+
+fn incarnations(stage: &Stage) -> u64 {
+    fs::read_to_string(stage.path("server/incarnation")).unwrap().trim().parse().unwrap()
+}
+
+/// Kills a random process at a random message, `kills` times in sessions of their own; each must come to the weights of
+/// the undisturbed one. Where the environment says so, as many as it says.
+fn survives_kills(first_layer: &str, kills: u64) {
+    let kills = std::env::var("SPNN_KILLS").map_or(kills, |n| n.parse().expect("SPNN_KILLS is a number"));
+    let mut stage = stage(first_layer);
+    let (messages, expected) = undisturbed(&mut stage);
+    let roles = stage.roles();
+    let mut resumed = 0;
+    for seed in 0..kills {
+        clear(&stage);
+        let mut numbers = Numbers(seed);
+        let victim = &roles[(numbers.next() % roles.len() as u64) as usize];
+        let at = 1 + numbers.next() % messages[victim];
+        let back_after = Duration::from_millis(numbers.next() % 300);
+        let what = format!("{first_layer}, seed {seed}: {victim} killed at message {at}");
+        let mut processes: Vec<Process> = (roles.iter())
+            .map(|role| if role == victim { stage.start_doomed(role, at) } else { stage.start(role) })
+            .collect();
+        let place = roles.iter().position(|r| r == victim).unwrap();
+        let since = Instant::now();
+        while processes[place].poll().is_none() {
+            assert!(since.elapsed() < kit::PATIENCE, "{what}: it goes on");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        // It may have come to its end just before.
+        if processes[place].poll() != Some(DONE) {
+            std::thread::sleep(back_after);
+            processes[place] = stage.start(victim);
+        }
+        let ended = all_end(processes);
+        for e in ended.values() {
+            assert_eq!(e.code, DONE, "{what}\n{}", e.all_said);
+        }
+        resumed += u64::from(incarnations(&stage) > 1);
+        assert!(models(&stage) == expected, "{what}: other weights");
+        assert!(stage.path("coordinator/report.json").exists(), "{what}: no report");
+    }
+    println!("{first_layer}: {kills} kills, {resumed} sessions that went on from checkpoints");
+    assert!(resumed > 0, "no kill interrupted anything");
+}
+
+#[test]
+fn kills_under_sharing() {
+    survives_kills("sharing", 40);
+}
+
+#[test]
+fn kills_in_the_clear() {
+    survives_kills("plain", 40);
+}
+
+#[test]
+fn kills_under_paillier() {
+    survives_kills("paillier", 40);
+}
+
+/// Parties that reach coordinator and server through proxies.
+fn through_proxies(stage: &mut Stage, treatment: Treatment) -> Vec<Proxy> {
+    let mut proxies = Vec::new();
+    for (seed, party) in (0..).zip(stage.parties()) {
+        for (i, listener) in (0..).zip(["coordinator", "server"]) {
+            let proxy = Proxy::new(&stage.address(listener), treatment, seed * 10 + i);
+            stage.config(&party).insert(listener.into(), proxy.address.to_string().into());
+            proxies.push(proxy);
+        }
+    }
+    proxies
+}
+
+#[test]
+fn a_bad_network_changes_nothing_but_time() {
+    let mut stage = stage("sharing");
+    stage.session["train"]["epochs"] = 1.into();
+    stage.everywhere("transport", table("idle_timeout_s = 10.0"));
+    stage.everywhere("join_timeout_s", 25.0);
+    let (_, expected) = undisturbed(&mut stage);
+    clear(&stage);
+    let treatment = Treatment {
+        lost: 0.1,
+        late: Duration::from_millis(100),
+        repeated: 0.05,
+        overtaking: 0.25,
+        rate: Some(12_500_000),
+    };
+    let proxies = through_proxies(&mut stage, treatment);
+    let ended = all_end(stage.start_all());
+    ended.values().for_each(|e| e.expect(DONE, &[]));
+    assert!(models(&stage) == expected, "other weights");
+    let count = |of: fn(&Proxy) -> u64| proxies.iter().map(of).sum::<u64>();
+    let passed = count(|p| p.done.passed.load(Ordering::Relaxed));
+    let lost = count(|p| p.done.lost.load(Ordering::Relaxed));
+    let repeated = count(|p| p.done.repeated.load(Ordering::Relaxed));
+    println!("{passed} packets passed, {lost} lost, {repeated} repeated");
+    assert!(lost * 20 > passed && repeated * 40 > passed, "the network was not bad");
+}
+
+#[test]
+fn a_partition_heals() {
+    let mut stage = stage("sharing");
+    stage.session["train"]["epochs"] = 40.into();
+    let (_, expected) = undisturbed(&mut stage);
+    clear(&stage);
+    let proxies = through_proxies(&mut stage, Treatment::default());
+    let mut processes = stage.start_all();
+    processes[0].until(|said| said.contains("epoch 3/"));
+    // Party 1 and everyone else, for longer than anyone waits for a sign of life.
+    proxies[2..].iter().for_each(|p| p.partition(true));
+    processes[0].until(|said| said.contains("interrupted"));
+    std::thread::sleep(Duration::from_secs(2));
+    proxies[2..].iter().for_each(|p| p.partition(false));
+    let ended = all_end(processes);
+    ended.values().for_each(|e| e.expect(DONE, &[]));
+    assert!(incarnations(&stage) > 1, "nothing was interrupted");
+    assert!(models(&stage) == expected, "other weights");
+}
+
+#[test]
+fn a_party_that_hangs_is_named_and_the_others_go() {
+    let mut stage = long_stage();
+    stage.everywhere("rejoin_timeout_s", 1.0);
+    stage.everywhere("peer_timeout_s", 2.0);
+    stage.everywhere("transport", table("idle_timeout_s = 30.0"));
+    let mut processes = stage.start_all();
+    processes[0].until(|said| said.contains("epoch 2/"));
+    let late = processes.pop().unwrap();
+    late.signal(Signal::SIGSTOP);
+    let mut ended = all_end(processes);
+    for (role, step) in [("coordinator", ""), ("server", "epoch "), ("party-0", "epoch ")] {
+        ended[role].expect(PEER_GONE, &["party-1", step]);
+        assert!(ended[role].error().contains("go on from their checkpoints"), "{}", ended[role].said);
+    }
+    for role in ["server", "party-0"] {
+        assert!(fs::read_dir(stage.path(role).join("checkpoints")).unwrap().count() >= 2, "{role} has no checkpoint");
+    }
+    // It wakes up, finds that the others have gone without it, and says so.
+    late.signal(Signal::SIGCONT);
+    let late = late.end();
+    late.expect(PEER_GONE, &["a peer is gone at party-1"]);
+    ended.clear();
+}
+
+#[test]
+fn starting_order_does_not_matter() {
+    let mut stage = stage("sharing");
+    stage.session["train"]["epochs"] = 1.into();
+    let (_, expected) = undisturbed(&mut stage);
+    let roles = stage.roles();
+    let mut orders = vec![Vec::new()];
+    for _ in &roles {
+        orders = (orders.iter())
+            .flat_map(|o: &Vec<&String>| roles.iter().filter(|r| !o.contains(r)).map(|r| [&o[..], &[r]].concat()))
+            .collect();
+    }
+    assert_eq!(orders.len(), 24);
+    for order in orders {
+        clear(&stage);
+        let ended = all_end(order.iter().map(|role| stage.start(role)).collect());
+        ended.values().for_each(|e| e.expect(DONE, &[]));
+        assert!(models(&stage) == expected, "other weights: {order:?}");
+    }
+}
+
+#[test]
+fn a_role_that_is_asked_to_stop_stops_and_goes_on_later() {
+    for victim in ["coordinator", "server", "party-0", "party-1"] {
+        let mut stage = stage("sharing");
+        stage.session["train"]["epochs"] = 60.into();
+        let (_, expected) = undisturbed(&mut stage);
+        clear(&stage);
+        let mut processes = stage.start_all();
+        processes[0].until(|said| said.contains("epoch 3/"));
+        let place = processes.iter().position(|p| p.role == victim).unwrap();
+        processes[place].signal(Signal::SIGTERM);
+        let asked = Instant::now();
+        while processes[place].poll().is_none() {
+            assert!(asked.elapsed() < Duration::from_secs(5), "{victim} does not stop");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(processes[place].poll(), Some(DONE), "{}", processes[place].said());
+        assert!(processes[place].said().contains("stopped as asked"), "{}", processes[place].said());
+        processes[place] = stage.start(victim);
+        let ended = all_end(processes);
+        ended.values().for_each(|e| e.expect(DONE, &[]));
+        assert!(incarnations(&stage) > 1, "{victim} interrupted nothing");
+        assert!(models(&stage) == expected, "{victim}: other weights");
+    }
+}
+
+#[test]
+fn a_full_disk_ends_a_role_and_loses_nothing() {
+    let mut stage = stage("sharing");
+    stage.session["train"]["epochs"] = 40.into();
+    let (_, expected) = undisturbed(&mut stage);
+    clear(&stage);
+    let disk = stage.path("server/checkpoints");
+    fs::create_dir(&disk).unwrap();
+    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(&disk).output();
+    if !mount.is_ok_and(|o| o.status.success()) {
+        println!("SKIPPED: no file system can be mounted here, which takes root");
+        return;
+    }
+    let unmount = Unmount(disk.clone());
+    let mut processes = stage.start_all();
+    processes[0].until(|said| said.contains("epoch 3/"));
+    let ballast = disk.join("ballast");
+    let _ = fs::write(&ballast, vec![1; 64 << 10]);
+    processes[1].until(|_| false);
+    assert_eq!(processes[1].poll(), Some(STORAGE), "{}", processes[1].said());
+    let said = processes[1].said();
+    assert!(said.contains("No space left") && said.contains("free space on that disk"), "{said}");
+    // The others wait for it.
+    for other in [0, 2, 3] {
+        assert_eq!(processes[other].poll(), None, "{}", processes[other].said());
+    }
+    fs::remove_file(&ballast).unwrap();
+    processes[1] = stage.start("server");
+    let ended = all_end(processes);
+    ended.values().for_each(|e| e.expect(DONE, &[]));
+    assert!(models(&stage) == expected, "other weights");
+    drop(unmount);
+}
+
+/// Unmounts when dropped, also when the test fails.
+struct Unmount(std::path::PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn one_thread_or_two_give_the_same_bits() {
+    for first_layer in ["sharing", "paillier"] {
+        let mut stage = stage(first_layer);
+        let (_, expected) = undisturbed(&mut stage);
+        clear(&stage);
+        let mask = Command::new("taskset").args(["-pc", "0", &std::process::id().to_string()]).output();
+        if !mask.is_ok_and(|o| o.status.success()) {
+            println!("SKIPPED: taskset is not here");
+            return;
+        }
+        // Processes inherit the one core; a pool of threads has one thread then.
+        let ended = all_end(stage.start_all());
+        ended.values().for_each(|e| e.expect(DONE, &[]));
+        assert!(models(&stage) == expected, "{first_layer}: other weights on one core");
+    }
+}
