@@ -5,14 +5,16 @@
 //! each other's keys, and the authority cannot come between them.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, SerialNumber,
 };
 use spnn_protocol::{ProtocolError, Role, inspect_certificate};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
+use x509_parser::{parse_x509_crl, pem::parse_x509_pem};
 
 /// What can go wrong with certificates.
 #[derive(Debug, Error)]
@@ -73,6 +75,7 @@ impl Validity {
 
 const CA_CERTIFICATE: &str = "ca.pem";
 const CA_KEY: &str = "ca.key";
+const REVOKED: &str = "crl.pem";
 
 /// Makes an authority in `directory`: `ca.pem` to hand out, `ca.key` to keep (0600).
 ///
@@ -153,6 +156,54 @@ pub fn issue(
     let certificate = sign(authority, &request, role, validity)?;
     fs::remove_file(&request).map_err(|source| PkiError::File { file: request, source })?;
     Ok(certificate)
+}
+
+/// Puts a certificate on the revocation list of the authority, `crl.pem`, which roles read (`revoked` in their
+/// configuration). The number of a certificate follows from its key, so that one renewed with the same key is revoked
+/// as well.
+///
+/// # Errors
+/// [`PkiError`] naming the file.
+pub fn revoke(authority: &Path, certificate: &Path) -> Result<PathBuf, PkiError> {
+    let file = authority.join(REVOKED);
+    let (ca, ca_file) = issuer(authority)?;
+    let now = params(Validity { from_days: 0, to_days: 3650 });
+    let mut revoked = if file.exists() { read_revoked(&file)? } else { Vec::new() };
+    let serial = serial_of(certificate)?;
+    if !revoked.contains(&serial) {
+        revoked.push(serial);
+    }
+    let entry = |serial: &Vec<u8>| RevokedCertParams {
+        serial_number: SerialNumber::from_slice(serial),
+        revocation_time: now.not_before,
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let list = CertificateRevocationListParams {
+        this_update: now.not_before,
+        next_update: now.not_after,
+        crl_number: SerialNumber::from(revoked.len() as u64),
+        issuing_distribution_point: None,
+        revoked_certs: revoked.iter().map(entry).collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let pem = list.signed_by(&ca).and_then(|l| l.pem()).map_err(|e| malformed(&ca_file, &e))?;
+    write(&file, pem.as_bytes(), false)?;
+    Ok(file)
+}
+
+fn serial_of(certificate: &Path) -> Result<Vec<u8>, PkiError> {
+    let text = read(certificate)?;
+    let (_, pem) = parse_x509_pem(text.as_bytes()).map_err(|e| malformed(certificate, &e))?;
+    let parsed = pem.parse_x509().map_err(|e| malformed(certificate, &e))?;
+    Ok(parsed.raw_serial().to_vec())
+}
+
+fn read_revoked(file: &Path) -> Result<Vec<Vec<u8>>, PkiError> {
+    let text = read(file)?;
+    let (_, pem) = parse_x509_pem(text.as_bytes()).map_err(|e| malformed(file, &e))?;
+    let (_, list) = parse_x509_crl(&pem.contents).map_err(|e| malformed(file, &e))?;
+    Ok(list.iter_revoked_certificates().map(|c| c.raw_serial().to_vec()).collect())
 }
 
 fn issuer(authority: &Path) -> Result<(Issuer<'static, KeyPair>, PathBuf), PkiError> {

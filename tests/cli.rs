@@ -103,6 +103,31 @@ fn an_expired_certificate_of_the_coordinator_is_refused() {
 }
 
 #[test]
+fn a_revoked_certificate_is_refused() {
+    let mut stage = stage();
+    let revoke = |stage: &Stage, role: &str| {
+        let file = stage.path(role).join(format!("{role}.pem"));
+        spnn_ok(&["pki", "revoke", "--dir", arg(&stage.path("pki")), arg(&file)]);
+    };
+    // A list that names others harms nobody.
+    let other = stage.path("former");
+    spnn_ok(&["pki", "issue", "--role", "party-9", "--dir", arg(&stage.path("pki")), "--out", arg(&other)]);
+    spnn_ok(&["pki", "revoke", "--dir", arg(&stage.path("pki")), arg(&other.join("party-9.pem"))]);
+    stage.everywhere("revoked", "../pki/crl.pem");
+    run(&stage).values().for_each(|e| e.expect(DONE, &[]));
+    revoke(&stage, "party-1");
+    let ended = run(&stage);
+    ended["party-1"].expect(NETWORK, &["coordinator", "revoked"]);
+    assert!(ended["coordinator"].said.contains("Revoked"), "{}", ended["coordinator"].said);
+    others_are_left(&ended, &["party-1"]);
+    // The other way round: a party refuses a server whose certificate is revoked; the first list is still in force.
+    revoke(&stage, "server");
+    stage.config("coordinator").remove("revoked");
+    let ended = run(&stage);
+    ended["party-0"].expect(NETWORK, &["server", "Revoked"]);
+}
+
+#[test]
 fn a_certificate_of_another_role_is_refused_at_its_owner() {
     let mut stage = stage();
     let party = stage.config("party-1");
@@ -342,7 +367,7 @@ fn a_coordinator_that_dies_is_named() {
 
 #[test]
 fn every_help_ends_with_an_example() {
-    let commands: [&[&str]; 12] = [
+    let commands: [&[&str]; 13] = [
         &[],
         &["simulate"],
         &["pooled"],
@@ -352,6 +377,7 @@ fn every_help_ends_with_an_example() {
         &["pki", "init"],
         &["pki", "request"],
         &["pki", "issue"],
+        &["pki", "revoke"],
         &["pki", "show"],
         &["evaluate"],
         &["predict"],

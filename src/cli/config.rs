@@ -22,7 +22,9 @@ pub(crate) struct RoleConfig {
     pub(crate) key: PathBuf,
     /// Certificate of the authority.
     pub(crate) authority: PathBuf,
-    /// Where this role keeps its incarnation, its model part and its results.
+    /// The authority's revocation list: peers whose certificates are on it are refused.
+    pub(crate) revoked: Option<PathBuf>,
+    /// Where this role keeps its incarnation, its checkpoints, its model part and its results.
     #[serde(default = "here")]
     pub(crate) directory: PathBuf,
     /// Coordinator, server: address to listen on.
@@ -98,6 +100,10 @@ impl Loaded {
         config.resolve(file.parent().unwrap_or(Path::new(".")));
         let session = SessionFile::read(&config.session)?.config()?;
         let identity = Identity::load(&config.certificate, &config.key, &config.authority)
+            .and_then(|identity| match &config.revoked {
+                Some(revoked) => identity.refusing(revoked),
+                None => Ok(identity),
+            })
             .map_err(|source| CliError::Protocol { me: Role::Coordinator, source })?;
         let role = identity.role();
         if !fits(role) {
@@ -170,8 +176,8 @@ impl RoleConfig {
     fn resolve(&mut self, base: &Path) {
         let paths = [&mut self.session, &mut self.certificate, &mut self.key, &mut self.authority, &mut self.directory];
         paths.into_iter().for_each(|p| *p = base.join(&*p));
-        if let Some(report) = &mut self.report {
-            *report = base.join(&*report);
+        for path in [&mut self.report, &mut self.revoked].into_iter().flatten() {
+            *path = base.join(&*path);
         }
         if let Some(data) = &mut self.data {
             data.file = base.join(&data.file);

@@ -131,6 +131,7 @@ fn config(launch: &Launch<'_>, role: Role) -> RoleConfig {
         certificate: format!("{role}.pem").into(),
         key: format!("{role}.key").into(),
         authority: "../pki/ca.pem".into(),
+        revoked: None,
         directory: ".".into(),
         listen: None,
         coordinator: None,

@@ -239,6 +239,15 @@ pub(crate) enum Pki {
         #[arg(long, default_value_t = 365, allow_negative_numbers = true)]
         days: i64,
     },
+    /// At the authority: put a certificate on the revocation list, crl.pem
+    #[command(after_help = "Example: spnn pki revoke --dir pki bank/party-0.pem")]
+    Revoke {
+        /// Directory of the authority
+        #[arg(long, default_value = "pki")]
+        dir: PathBuf,
+        /// The certificate
+        certificate: PathBuf,
+    },
     /// Print role and fingerprint of a certificate; parties tell each other theirs by another way than this network
     #[command(after_help = "Example: spnn pki show bank/party-0.pem")]
     Show {

@@ -1,7 +1,7 @@
 //! `spnn pki`.
 
 use super::{CliError, Pki};
-use spnn::pki::{Validity, init, issue, request, sign};
+use spnn::pki::{Validity, init, issue, request, revoke, sign};
 use spnn::protocol::{Role, inspect_certificate};
 use std::path::Path;
 
@@ -23,6 +23,10 @@ pub(crate) fn run(command: Pki) -> Result<(), CliError> {
         Pki::Issue { role, dir, request: None, out, org, days } => {
             let file = issue(&dir, &out, role, &org, Validity::days(days))?;
             show(&file)?;
+        }
+        Pki::Revoke { dir, certificate } => {
+            let file = revoke(&dir, &certificate)?;
+            println!("hand out {}; roles that name it as 'revoked' refuse that certificate", file.display());
         }
         Pki::Show { certificate } => show(&certificate)?,
     }

@@ -105,10 +105,10 @@ impl Checkpoints {
         let mut bytes = Zeroizing::new(MAGIC.to_vec());
         postcard::to_io(&((&self.label, position), state), &mut *bytes)
             .map_err(|e| storage(&file, io::Error::other(e)))?;
-        self.last = Some(position);
         let mut old: Vec<PathBuf> =
             self.files()?.into_iter().filter(|(p, _)| *p != position).map(|(_, file)| file).collect();
         old.truncate(old.len().saturating_sub(GENERATIONS - 1));
+        self.last = Some(position);
         self.writing = Some(std::thread::spawn(move || {
             let length = (bytes.len() + FOOTER) as u64;
             let digest: [u8; 32] =
@@ -249,4 +249,129 @@ pub fn restore_parameters(
         Ok(values.len())
     };
     parameters.iter_mut().zip(values).map(restore).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SessionFile;
+    use std::fs;
+
+    const FILE: &str = include_str!("../../../examples/breast_cancer/session.toml");
+    const STATES: [&str; 3] = ["zero", "one", "two"];
+
+    fn session() -> SessionConfig {
+        SessionFile::parse(FILE, Path::new("test.toml")).unwrap().config().unwrap()
+    }
+
+    fn at(batch: u32) -> Position {
+        Position { epoch: 1, batch }
+    }
+
+    fn checkpoints(directory: &Path) -> Checkpoints {
+        Checkpoints::in_directory(directory, Role::Server, &session())
+    }
+
+    /// Three generations in a directory.
+    fn written() -> (tempfile::TempDir, Checkpoints) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut kept = checkpoints(directory.path());
+        for (batch, state) in (0..).zip(STATES) {
+            kept.begin(at(batch), &state.to_owned()).unwrap();
+        }
+        kept.settle().unwrap();
+        (directory, kept)
+    }
+
+    #[test]
+    fn three_generations_are_kept_and_later_ones_go_on_resuming() {
+        let (directory, mut kept) = written();
+        assert_eq!(kept.positions().unwrap(), [at(0), at(1), at(2)]);
+        kept.begin(at(3), &"three".to_owned()).unwrap();
+        assert_eq!(kept.positions().unwrap(), [at(1), at(2), at(3)]);
+        assert_eq!(kept.resume::<String>(at(2)).unwrap(), "two");
+        assert_eq!(kept.positions().unwrap(), [at(1), at(2)]);
+        // Another session in the same directory is another matter.
+        let other =
+            SessionFile::parse(&FILE.replace("seed = 7", "seed = 8"), Path::new("t")).unwrap().config().unwrap();
+        let mut others = Checkpoints::in_directory(directory.path(), Role::Server, &other);
+        assert_eq!(others.positions().unwrap(), []);
+        others.begin(at(0), &"other".to_owned()).unwrap();
+        others.clear().unwrap();
+        assert_eq!(kept.positions().unwrap(), [at(1), at(2)]);
+        kept.clear().unwrap();
+        assert!(!directory.path().join("checkpoints").exists());
+    }
+
+    #[test]
+    fn only_the_owner_can_read_them() {
+        use std::os::unix::fs::PermissionsExt;
+        let (_directory, kept) = written();
+        assert_eq!(fs::metadata(kept.file(at(2))).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn one_flipped_byte_and_the_one_before_is_used() {
+        let (_directory, mut kept) = written();
+        let file = kept.file(at(2));
+        let whole = fs::read(&file).unwrap();
+        for i in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[i] ^= 1 << (i % 8);
+            fs::write(&file, &damaged).unwrap();
+            assert_eq!(kept.positions().unwrap(), [at(0), at(1)], "byte {i}");
+            assert!(kept.resume::<String>(at(2)).is_err(), "byte {i}");
+        }
+        fs::write(&file, &whole).unwrap();
+        assert_eq!(kept.resume::<String>(at(2)).unwrap(), "two");
+    }
+
+    /// What a crash can leave at each moment of a write: a part of any length, a whole part, the file.
+    #[test]
+    fn a_crash_inside_a_write_leaves_the_old_or_the_new() {
+        let (_directory, mut kept) = written();
+        let file = kept.file(at(2));
+        let whole = fs::read(&file).unwrap();
+        let part = file.with_extension("checkpoint.part");
+        fs::remove_file(&file).unwrap();
+        for length in 0..=whole.len() {
+            fs::write(&part, &whole[..length]).unwrap();
+            assert_eq!(kept.positions().unwrap(), [at(0), at(1)], "{length} bytes");
+            // A file system that lost power may also have the name before the bytes.
+            if length < whole.len() {
+                fs::write(&file, &whole[..length]).unwrap();
+                assert_eq!(kept.positions().unwrap(), [at(0), at(1)], "{length} bytes");
+                fs::remove_file(&file).unwrap();
+            }
+        }
+        // The next life writes over what was left.
+        let mut next = checkpoints(kept.directory.parent().unwrap());
+        next.begin(at(2), &"two".to_owned()).unwrap();
+        assert_eq!(next.positions().unwrap(), [at(0), at(1), at(2)]);
+        assert!(!part.exists());
+    }
+
+    #[test]
+    fn those_of_another_role_or_place_are_refused() {
+        let (directory, mut kept) = written();
+        fs::copy(kept.file(at(1)), kept.file(at(7))).unwrap();
+        assert_eq!(kept.positions().unwrap(), [at(0), at(1), at(2)]);
+        let mut party = Checkpoints::in_directory(directory.path(), Role::party(0), &session());
+        assert_eq!(party.positions().unwrap(), []);
+    }
+
+    #[test]
+    fn a_write_that_fails_is_an_error_and_can_be_tried_again() {
+        let (directory, mut kept) = written();
+        let place = directory.path().join("checkpoints");
+        let aside = directory.path().join("aside");
+        fs::rename(&place, &aside).unwrap();
+        fs::write(&place, "in the way").unwrap();
+        let failed = kept.begin(at(3), &"three".to_owned()).and_then(|()| kept.settle());
+        assert!(matches!(failed, Err(ProtocolError::Storage { .. })), "{failed:?}");
+        fs::remove_file(&place).unwrap();
+        fs::rename(&aside, &place).unwrap();
+        kept.begin(at(3), &"three".to_owned()).unwrap();
+        assert_eq!(kept.positions().unwrap(), [at(1), at(2), at(3)]);
+    }
 }

@@ -1,8 +1,9 @@
 //! Who a role is: its certificate, its key, and the authority it trusts.
 
 use crate::{ProtocolError, Role};
+use rustls::client::WebPkiServerVerifier;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,8 @@ pub struct Identity {
     chain: Vec<CertificateDer<'static>>,
     key: Arc<PrivateKeyDer<'static>>,
     roots: Arc<RootCertStore>,
+    /// What the authority has revoked, if it says so.
+    revoked: Vec<CertificateRevocationListDer<'static>>,
     file: PathBuf,
 }
 
@@ -51,10 +54,26 @@ impl Identity {
             chain,
             key: Arc::new(private),
             roots: Arc::new(roots),
+            revoked: Vec::new(),
             file: certificate.to_owned(),
         };
         identity.client_config(&[])?;
         Ok(identity)
+    }
+
+    /// The same, refusing peers whose certificates are on the authority's revocation list, a PEM file.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Identity`] naming the file if it cannot be read or holds no list.
+    pub fn refusing(mut self, revoked: &Path) -> Result<Self, ProtocolError> {
+        let lists = CertificateRevocationListDer::pem_file_iter(revoked);
+        self.revoked = lists.and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(|e| problem(revoked, &e))?;
+        if self.revoked.is_empty() {
+            return Err(problem(revoked, &"holds no revocation list"));
+        }
+        self.file = revoked.to_owned();
+        self.client_config(&[])?;
+        Ok(self)
     }
 
     /// The role that the certificate gives.
@@ -71,10 +90,15 @@ impl Identity {
 
     /// TLS 1.3 as the dialing side, presenting this identity and trusting its authority only.
     pub(crate) fn client_config(&self, alpn: &[&[u8]]) -> Result<ClientConfig, ProtocolError> {
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(&self.roots), provider())
+            .with_crls(self.revoked.clone())
+            .only_check_end_entity_revocation()
+            .build()
+            .map_err(|e| problem(&self.file, &e))?;
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|e| problem(&self.file, &e))?
-            .with_root_certificates(Arc::clone(&self.roots))
+            .with_webpki_verifier(verifier)
             .with_client_auth_cert(self.chain.clone(), self.key.clone_key())
             .map_err(|e| problem(&self.file, &e))?;
         config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
@@ -86,6 +110,8 @@ impl Identity {
     /// TLS 1.3 as the waiting side; a client without a certificate of the same authority is refused.
     pub(crate) fn server_config(&self, alpn: &[&[u8]]) -> Result<ServerConfig, ProtocolError> {
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), provider())
+            .with_crls(self.revoked.clone())
+            .only_check_end_entity_revocation()
             .build()
             .map_err(|e| problem(&self.file, &e))?;
         let mut config = ServerConfig::builder_with_provider(provider())

@@ -429,6 +429,7 @@ fn alert(code: u64) -> Option<String> {
     let meaning = match alert {
         40 => "handshake failure",
         42 => "bad certificate",
+        44 => "certificate revoked",
         45 => "certificate expired",
         46 => "certificate unknown",
         48 => "unknown authority (another CA signed it)",
