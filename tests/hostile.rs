@@ -112,7 +112,7 @@ fn options(stage: &Stage) -> JoinOptions {
 }
 
 fn header(kind: Kind, step: Step, shape: [u32; 2], body_bytes: u32) -> [u8; HEADER_BYTES] {
-    Header { kind, step, shape, body_bytes }.encode()
+    Header { kind, step, checkpoint: false, shape, body_bytes }.encode()
 }
 
 /// Dials as an honest party does, but keeps a second handle on its stream to the server.

@@ -46,6 +46,7 @@ struct Plan {
     faults: Vec<(Role, Fault)>,
     /// Messages are up to so late.
     delay: Duration,
+    checkpoint_every: Duration,
     seed: u64,
 }
 
@@ -63,7 +64,9 @@ impl Plan {
                 (role, fault)
             })
             .collect();
-        Self { faults, delay: Duration::from_millis(numbers.next() % 100), seed }
+        let delay = Duration::from_millis(numbers.next() % 100);
+        let checkpoint_every = Duration::from_millis(numbers.next() % 400);
+        Self { faults, delay, checkpoint_every, seed }
     }
 }
 
@@ -318,7 +321,6 @@ fn session(first_layer: &str, optimizer: &str) -> SessionConfig {
         [train]
         epochs = 3
         batch_size = 8
-        checkpoint_every = 2
         optimizer = {optimizer}
         "#
     );
@@ -339,6 +341,7 @@ fn run(session: &SessionConfig, plan: &Plan) -> Left {
         join_timeout: Duration::from_secs(600),
         peer_timeout: Duration::from_secs(60),
         rejoin_timeout: Duration::from_secs(600),
+        checkpoint_every: plan.checkpoint_every,
         allow_unprotected: true,
         ..JoinOptions::new(Task::Train, root.join(role.to_string()))
     };

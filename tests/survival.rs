@@ -16,7 +16,7 @@ use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Three epochs of the example, with a checkpoint every five of its fifteen batches.
+/// Three epochs of the example, of fifteen batches each, with a checkpoint every few of them.
 fn stage(first_layer: &str) -> Stage {
     let mut stage = Stage::new(2, 1);
     for (party, file) in [("party-0", "clinic.csv"), ("party-1", "laboratory.csv")] {
@@ -25,9 +25,9 @@ fn stage(first_layer: &str) -> Stage {
     stage.config("party-0")["data"].as_table_mut().unwrap().insert("label".into(), "malignant".into());
     stage.session.insert("first_layer".into(), first_layer.into());
     stage.session.insert("paillier".into(), table("key_bits = 2048\nallow_112_bit = true").into());
-    let train =
-        "epochs = 3\nbatch_size = 32\ncheckpoint_every = 5\noptimizer = { kind = \"adam\", learning_rate = 0.01 }";
+    let train = "epochs = 3\nbatch_size = 32\noptimizer = { kind = \"adam\", learning_rate = 0.01 }";
     stage.session.insert("train".into(), table(train).into());
+    stage.config("server").insert("checkpoint_every_s".into(), 0.005.into());
     stage.everywhere("allow_unprotected", true);
     stage.everywhere("rejoin_timeout_s", 25.0);
     stage.everywhere("transport", table("idle_timeout_s = 1.0"));

@@ -1,11 +1,11 @@
 //! Whatever a peer sends or a file holds: a value or an error, never a panic, never much memory.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test panics")]
-#![allow(unsafe_code, reason = "a global allocator that counts")]
 
 mod kit;
 
 use futures_util::future::BoxFuture;
+use kit::allocations::{Counting, largest};
 use kit::table;
 use ndarray::Array2;
 use proptest::collection::vec;
@@ -20,50 +20,14 @@ use spnn::protocol::{
     Channel, DataShape, Ending, Link, Phase, Position, ProtocolError, Role, SavedModel, SessionConfig, SessionFile,
     Step, Task, Tensor, hello, inspect_certificate,
 };
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-/// Remembers the largest allocation of each thread.
-struct Counting;
-
-thread_local! {
-    static LARGEST: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: everything is the system allocator's; a thread-local number without a destructor allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(layout.size())));
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(size)));
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.realloc(memory, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
-
-/// The largest single allocation of something on this thread.
-fn largest(something: impl FnOnce()) -> usize {
-    LARGEST.set(0);
-    something();
-    LARGEST.get()
-}
 
 /// A control body, and as much again for what it decodes to and for buffers.
 const SMALL: usize = 2 * CONTROL_BYTES_MAX;
@@ -140,7 +104,7 @@ fn frame(header: Header, body: &[u8]) -> Vec<u8> {
 fn control<C: Control>(message: &C) -> Vec<u8> {
     let body = encode_control(message);
     let (kind, body_bytes) = (C::KIND, u32::try_from(body.len()).unwrap());
-    frame(Header { kind, step: Step::SETUP, shape: [0, 0], body_bytes }, &body)
+    frame(Header { kind, step: Step::SETUP, checkpoint: false, shape: [0, 0], body_bytes }, &body)
 }
 
 /// One valid frame of each sort that can be received.
@@ -162,9 +126,15 @@ static FRAMES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
         control(&Report::Done(Done { cpu_seconds: 0.5, peak_rss_bytes: 1 })),
         control(&IdDigest([7; 32])),
         control(&Ready),
-        frame(Header { kind: Kind::HiddenOutput, step: STEP, shape: [3, 2], body_bytes: 24 }, &tensor),
-        frame(Header { kind: Kind::HiddenGradient, step: STEP, shape: [3, 2], body_bytes: 24 }, &tensor),
-        frame(Header { kind: Kind::FirstLayer, step: STEP, shape: [0, 0], body_bytes: 24 }, &tensor),
+        frame(
+            Header { kind: Kind::HiddenOutput, step: STEP, checkpoint: false, shape: [3, 2], body_bytes: 24 },
+            &tensor,
+        ),
+        frame(
+            Header { kind: Kind::HiddenGradient, step: STEP, checkpoint: false, shape: [3, 2], body_bytes: 24 },
+            &tensor,
+        ),
+        frame(Header { kind: Kind::FirstLayer, step: STEP, checkpoint: false, shape: [0, 0], body_bytes: 24 }, &tensor),
     ]
 });
 
@@ -209,7 +179,7 @@ proptest! {
     ) {
         let step = if train { STEP } else { Step::SETUP };
         let shape = if zero { [0, 0] } else { shape };
-        let bytes = frame(Header { kind: Kind::ALL[kind], step, shape, body_bytes: length }, &body);
+        let bytes = frame(Header { kind: Kind::ALL[kind], step, checkpoint: false, shape, body_bytes: length }, &body);
         let most = largest(|| receive_all(&bytes));
         prop_assert!(most <= SMALL, "{} bytes allocated", most);
     }

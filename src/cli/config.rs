@@ -48,6 +48,9 @@ pub(crate) struct RoleConfig {
     /// again goes on from its last checkpoint.
     #[serde(default = "rejoin_timeout_default")]
     pub(crate) rejoin_timeout_s: f64,
+    /// Server: how often everyone makes a checkpoint; 0 for after every second mini-batch.
+    #[serde(default = "checkpoint_every_default")]
+    pub(crate) checkpoint_every_s: f64,
     /// Parties: fingerprints of the other parties' certificates.
     #[serde(default)]
     pub(crate) peers: BTreeMap<Role, Fingerprint>,
@@ -78,6 +81,10 @@ fn peer_timeout_default() -> f64 {
 
 fn rejoin_timeout_default() -> f64 {
     300.0
+}
+
+fn checkpoint_every_default() -> f64 {
+    10.0
 }
 
 /// A role's configuration, read and checked.
@@ -120,6 +127,7 @@ impl Loaded {
             join_timeout: seconds(config.join_timeout_s),
             peer_timeout: seconds(config.peer_timeout_s),
             rejoin_timeout: seconds(config.rejoin_timeout_s),
+            checkpoint_every: seconds(config.checkpoint_every_s),
             stop: Stop::default(),
             allow_unprotected: config.allow_unprotected,
         };
@@ -185,6 +193,6 @@ impl RoleConfig {
     }
 }
 
-fn seconds(s: f64) -> Duration {
+pub(super) fn seconds(s: f64) -> Duration {
     Duration::try_from_secs_f64(s).unwrap_or(Duration::from_secs(60))
 }

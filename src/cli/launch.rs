@@ -30,6 +30,8 @@ pub(crate) struct Launch<'a> {
     /// Where the label holder writes scores.
     pub(crate) scores: Option<&'a Path>,
     pub(crate) log: &'a str,
+    /// How often everyone makes a checkpoint.
+    pub(crate) checkpoint_every: Duration,
 }
 
 /// Loopback carries packets of 64 KB.
@@ -142,6 +144,7 @@ fn config(launch: &Launch<'_>, role: Role) -> RoleConfig {
         peer_timeout_s: 120.0,
         // This command watches the processes itself, and ends all when one is gone.
         rejoin_timeout_s: 0.0,
+        checkpoint_every_s: launch.checkpoint_every.as_secs_f64(),
         peers: BTreeMap::new(),
         dial: BTreeMap::new(),
         accept: Vec::new(),

@@ -124,6 +124,9 @@ pub(crate) struct Simulate {
     #[arg(long, value_name = "DIR", conflicts_with_all = ["session", "run_dir", "in_memory", "first_layer", "ring_bits",
         "parties", "epochs", "seed"])]
     pub(crate) resume: Option<PathBuf>,
+    /// How often every role makes a checkpoint; 0 for after every second mini-batch
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+    pub(crate) checkpoint_every_s: f64,
     /// All roles in one process, for debugging
     #[arg(long)]
     pub(crate) in_memory: bool,

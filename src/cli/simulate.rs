@@ -1,5 +1,6 @@
 //! `spnn simulate`, `evaluate`, `predict`: every role as its own process on this machine.
 
+use super::config::seconds;
 use super::launch::{Launch, launch};
 use super::progress::{Console, metrics};
 use super::{Again, CliError, Overrides, Simulate};
@@ -69,7 +70,7 @@ impl Plan {
 
 pub(crate) fn run(args: &Simulate, log: &str) -> Result<(), CliError> {
     if let Some(run_dir) = &args.resume {
-        return resume(run_dir, log);
+        return resume(run_dir, seconds(args.checkpoint_every_s), log);
     }
     let session_file = args.session.as_deref();
     let run_dir = match &args.run_dir {
@@ -109,6 +110,7 @@ pub(crate) fn run(args: &Simulate, log: &str) -> Result<(), CliError> {
             report: &run_dir,
             scores: None,
             log,
+            checkpoint_every: seconds(args.checkpoint_every_s),
         })?;
     }
     if run_dir.join("report.html").exists() {
@@ -118,7 +120,7 @@ pub(crate) fn run(args: &Simulate, log: &str) -> Result<(), CliError> {
 }
 
 /// Goes on with a run that was interrupted.
-fn resume(run_dir: &Path, log: &str) -> Result<(), CliError> {
+fn resume(run_dir: &Path, checkpoint_every: Duration, log: &str) -> Result<(), CliError> {
     let file = SessionFile::read(&run_dir.join("session.toml"))?;
     let session = file.config()?;
     let report = run_dir.join("report.html");
@@ -140,6 +142,7 @@ fn resume(run_dir: &Path, log: &str) -> Result<(), CliError> {
         report: run_dir,
         scores: None,
         log,
+        checkpoint_every,
     })?;
     if report.exists() {
         say(&format!("report: {}", report.display()));
@@ -187,6 +190,7 @@ pub(crate) fn again(args: &Again, task: Task, log: &str) -> Result<(), CliError>
         report: &report,
         scores: Some(&absolute(&scores)?),
         log,
+        checkpoint_every: Duration::ZERO,
     })?;
     say(&format!("scores, at the label holder: {}", scores.display()));
     Ok(())

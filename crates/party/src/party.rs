@@ -161,7 +161,7 @@ impl<'a> Party<'a> {
         let held = if task == Task::Train { checkpoints.positions()? } else { Vec::new() };
         let Joined { network, incarnation, features_total, columns, schedule, resume } =
             joining.join(Some(data.shape()?), held).await?;
-        let (training, state) = Training::resume::<State>(checkpoints, resume, session, task, &schedule)?;
+        let (training, state) = Training::resume::<State>(checkpoints, resume, session, task)?;
 
         let mut rng = SecretRng::from_system().map_err(ProtocolError::from)?;
         let noise_seeds = match &state {

@@ -37,7 +37,9 @@ impl Party<'_> {
             }
             let train_loss = std::mem::take(&mut self.losses).mean();
             let end = self.training.end_epoch(|end| (end.train_loss, end.test) = (train_loss, test));
-            self.checkpoint()?;
+            if self.training.epoch().is_none() {
+                self.checkpoint()?;
+            }
             self.network.send(Role::Coordinator, Step::SETUP, &Report::EpochEnd(end)).await?;
         }
         Ok(())
@@ -46,13 +48,14 @@ impl Party<'_> {
     async fn train_epoch(&mut self, first_layer: &mut dyn PartySide, epoch: u32) -> Result<(), PartyError> {
         let order = self.schedule.order(Phase::Train, epoch);
         let mut told = Instant::now();
-        let mut batches = self.training.begin_epoch(&self.schedule, &self.network).into_iter().peekable();
+        let mut batches = self.training.begin_epoch(&self.schedule, &self.network).peekable();
         if let Some(first) = batches.peek() {
             self.make_ready(first_layer, *first, &order);
         }
         while let Some(batch) = batches.next() {
-            self.train_batch(first_layer, batch).await?;
-            if self.training.batch_done() {
+            let checkpoint = self.train_batch(first_layer, batch).await?;
+            self.training.batch_done();
+            if checkpoint {
                 self.checkpoint()?;
             }
             if self.options.join.stop.requested() {
@@ -72,7 +75,8 @@ impl Party<'_> {
         Ok(())
     }
 
-    async fn train_batch(&mut self, first_layer: &mut dyn PartySide, batch: Batch) -> Result<(), ProtocolError> {
+    /// True if a checkpoint is due after the batch.
+    async fn train_batch(&mut self, first_layer: &mut dyn PartySide, batch: Batch) -> Result<bool, ProtocolError> {
         let Batch { step, rows, .. } = batch;
         self.training.before_batch()?;
         let Self { network, weights, gradient, grad_h1, optimizer, head, gathered, losses, .. } = self;
@@ -85,7 +89,7 @@ impl Party<'_> {
             *grad_h1 = Array2::zeros((rows, weights.ncols()));
         }
         let mut grad_h1 = grad_h1.slice_mut(s![..rows, ..]);
-        network.recv_tensor(Role::Server, Kind::FirstLayerGradient, step, grad_h1.view_mut()).await?;
+        let checkpoint = network.channel(Role::Server)?.recv_gradient(step, grad_h1.view_mut()).await?;
         // From here to the end of the batch nothing waits: a checkpoint has all of it or nothing.
         matmul(gathered.x(rows).t(), grad_h1.view(), gradient.view_mut(), false);
         if let (Some(weights), Some(gradient)) = (weights.as_slice_mut(), gradient.as_slice()) {
@@ -95,7 +99,7 @@ impl Party<'_> {
             head.optimizer.step(&mut head.layer.parameters());
             losses.add(loss, rows);
         }
-        Ok(())
+        Ok(checkpoint)
     }
 
     /// Gathers the rows of a batch and its masks, which need neither weights nor peers.

@@ -175,6 +175,32 @@ impl Channel {
         self.send_frame(kind, step, shape, bytemuck::cast_slice(values)).await
     }
 
+    /// Sends `grad_h1`, the end of a batch, and whether everyone is to make a checkpoint after it.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if the peer is gone.
+    pub async fn send_gradient(
+        &mut self,
+        step: Step,
+        gradient: ArrayView2<'_, f32>,
+        checkpoint: bool,
+    ) -> Result<(), ProtocolError> {
+        let (kind, shape) = (Kind::FirstLayerGradient, shape_of(gradient.dim()));
+        let standard = gradient.as_standard_layout();
+        let body = bytemuck::cast_slice(standard.as_slice().unwrap_or_default());
+        let header = Header { checkpoint, ..header_of(kind, step, shape, body)? };
+        self.send_framed(header, body).await
+    }
+
+    /// Receives `grad_h1` of exactly the shape of `out`, all finite. True if a checkpoint is to be made after the batch.
+    ///
+    /// # Errors
+    /// As [`recv_tensor`](Self::recv_tensor).
+    pub async fn recv_gradient(&mut self, step: Step, out: ArrayViewMut2<'_, f32>) -> Result<bool, ProtocolError> {
+        let header = self.recv_matrix(Kind::FirstLayerGradient, step, out).await?;
+        Ok(header.checkpoint)
+    }
+
     /// Receives the matrix that is due, of exactly the shape of `out`, all finite.
     ///
     /// # Errors
@@ -183,8 +209,17 @@ impl Channel {
         &mut self,
         kind: Kind,
         step: Step,
-        mut out: ArrayViewMut2<'_, f32>,
+        out: ArrayViewMut2<'_, f32>,
     ) -> Result<(), ProtocolError> {
+        self.recv_matrix(kind, step, out).await.map(drop)
+    }
+
+    async fn recv_matrix(
+        &mut self,
+        kind: Kind,
+        step: Step,
+        mut out: ArrayViewMut2<'_, f32>,
+    ) -> Result<Header, ProtocolError> {
         let expected = shape_of(out.dim());
         let columns = out.ncols();
         let header = self.recv_header(kind, step).await?;
@@ -200,7 +235,7 @@ impl Channel {
         }
         self.read(bytemuck::cast_slice_mut(values), kind, step).await?;
         match first_not_finite(values) {
-            None => Ok(()),
+            None => Ok(header),
             Some(at) => Err(ProtocolError::NotFinite {
                 peer: self.peer,
                 step,
@@ -240,7 +275,11 @@ impl Channel {
     }
 
     async fn send_frame(&mut self, kind: Kind, step: Step, shape: [u32; 2], body: &[u8]) -> Result<(), ProtocolError> {
-        let header = header_of(kind, step, shape, body)?;
+        self.send_framed(header_of(kind, step, shape, body)?, body).await
+    }
+
+    async fn send_framed(&mut self, header: Header, body: &[u8]) -> Result<(), ProtocolError> {
+        let Header { kind, step, .. } = header;
         let writer = &mut self.writer;
         let writing = async {
             writer.write_all(&header.encode()).await?;
@@ -345,7 +384,7 @@ pub async fn all<T>(
 fn header_of(kind: Kind, step: Step, shape: [u32; 2], body: &[u8]) -> Result<Header, ProtocolError> {
     let body_bytes =
         u32::try_from(body.len()).map_err(|_| ProtocolError::OwnMessage { step, kind, bytes: body.len() })?;
-    Ok(Header { kind, step, shape, body_bytes })
+    Ok(Header { kind, step, checkpoint: false, shape, body_bytes })
 }
 
 /// Rows and columns; both are bounded far below 2^32 by the session.

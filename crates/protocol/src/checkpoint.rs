@@ -11,11 +11,12 @@
 //!
 //! A file with one byte changed is no checkpoint, and the one before it is used.
 //!
-//! All roles make checkpoints at the same positions ([`TrainSpec::checkpoint_every`](crate::TrainSpec)). Writing goes on
-//! in the background while the next batches are trained, so a role may be behind with its disk; but it takes part in the
-//! last batch before a checkpoint only when the one before that is durable ([`Checkpoints::settle`]). Hence whoever
-//! holds the checkpoint of one position knows that everyone holds that of the position before. A role that is
-//! interrupted makes one more, where it is. Three generations are kept: that one, and two that were agreed.
+//! All roles make checkpoints after the same batches: the server decides, and says so with the last message of a batch.
+//! Writing goes on in the background while the next batches are trained, so a role may be behind with its disk; but it
+//! takes part in the second batch after a checkpoint only when that one is durable
+//! ([`Training::before_batch`](crate::Training::before_batch)), and none is made before the second. Hence whoever holds
+//! a checkpoint knows that everyone holds the one before. A role that is interrupted makes one more, where it is. Three
+//! generations are kept: that one, and two that were agreed.
 
 use crate::durable::write_private;
 use crate::{Position, ProtocolError, Role, SessionConfig};

@@ -33,6 +33,8 @@ pub struct JoinOptions {
     pub peer_timeout: Duration,
     /// How long all roles may take to come together again after the session was interrupted; zero to end at once.
     pub rejoin_timeout: Duration,
+    /// Server: everyone makes a checkpoint when the last one is so old; zero for one after every second batch.
+    pub checkpoint_every: Duration,
     /// Asks the role to stop.
     pub stop: Stop,
     /// Whether a first layer that protects nothing may be run.
@@ -49,6 +51,7 @@ impl JoinOptions {
             join_timeout: Duration::from_secs(60),
             peer_timeout: Duration::from_secs(60),
             rejoin_timeout: Duration::ZERO,
+            checkpoint_every: Duration::from_secs(10),
             stop: Stop::default(),
             allow_unprotected: false,
         }

@@ -6,7 +6,8 @@
 //! | --- | --- |
 //! | 0 | kind ([`Kind`]) |
 //! | 1 | phase ([`Phase`]) |
-//! | 2–3 | zero |
+//! | 2 | 1 if everyone makes a checkpoint after this batch (first-layer gradient only), else 0 |
+//! | 3 | zero |
 //! | 4–7 | epoch |
 //! | 8–11 | batch |
 //! | 12–15 | rows (tensors) or 0 |
@@ -95,6 +96,8 @@ pub struct Header {
     pub kind: Kind,
     /// When it was due.
     pub step: Step,
+    /// Everyone makes a checkpoint after this batch; only with the message that ends one.
+    pub checkpoint: bool,
     /// Rows and columns of a tensor.
     pub shape: [u32; 2],
     /// Bytes that follow.
@@ -128,6 +131,7 @@ impl Header {
         let mut bytes = [0; HEADER_BYTES];
         bytes[0] = self.kind.tag();
         bytes[1] = self.step.phase.tag();
+        bytes[2] = u8::from(self.checkpoint);
         bytes[4..8].copy_from_slice(&self.step.epoch.to_le_bytes());
         bytes[8..12].copy_from_slice(&self.step.batch.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.shape[0].to_le_bytes());
@@ -142,11 +146,15 @@ impl Header {
     /// [`CodecError`] on an unknown kind or phase.
     pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, CodecError> {
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        if bytes[2..4] != [0, 0] {
-            return Err(CodecError::Reserved);
-        }
+        let kind = Kind::from_tag(bytes[0]).ok_or(CodecError::Kind(bytes[0]))?;
+        let checkpoint = match [bytes[2], bytes[3]] {
+            [0, 0] => false,
+            [1, 0] if kind == Kind::FirstLayerGradient => true,
+            _ => return Err(CodecError::Reserved),
+        };
         Ok(Self {
-            kind: Kind::from_tag(bytes[0]).ok_or(CodecError::Kind(bytes[0]))?,
+            kind,
+            checkpoint,
             step: Step {
                 phase: Phase::from_tag(bytes[1]).ok_or(CodecError::Phase(bytes[1]))?,
                 epoch: word(4),
@@ -354,8 +362,10 @@ mod tests {
         let step = Step { phase: Phase::Train, epoch: 2, batch: 3 };
         let tags: Vec<u8> = Kind::ALL.iter().map(|k| k.tag()).collect();
         assert_eq!(tags, [1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19]);
-        let header = Header { kind: Kind::HiddenOutput, step, shape: [5, 8], body_bytes: 160 };
-        assert_eq!(hex(&header.encode()), "110100000200000003000000050000000800000 0a0000000".replace(' ', ""));
+        let header = Header { kind: Kind::HiddenOutput, step, checkpoint: false, shape: [5, 8], body_bytes: 160 };
+        assert_eq!(hex(&header.encode()), "1101000002000000030000000500000008000000a0000000");
+        let header = Header { kind: Kind::FirstLayerGradient, checkpoint: true, ..header };
+        assert_eq!(hex(&header.encode()), "1301010002000000030000000500000008000000a0000000");
         let hello = Hello {
             version: "0.1.0".into(),
             session: "{}".into(),

@@ -85,17 +85,17 @@ impl Network {
         self.channel(to)?.send_tensor(kind, step, tensor).await
     }
 
-    /// Sends a matrix to every party.
+    /// Sends `grad_h1` to every party, and whether everyone is to make a checkpoint after the batch.
     ///
     /// # Errors
-    /// As [`Channel::send_tensor`].
-    pub async fn send_tensor_to_parties(
+    /// As [`Channel::send_gradient`].
+    pub async fn send_gradient_to_parties(
         &mut self,
-        kind: Kind,
         step: Step,
-        tensor: ArrayView2<'_, f32>,
+        gradient: ArrayView2<'_, f32>,
+        checkpoint: bool,
     ) -> Result<(), ProtocolError> {
-        all(self.parties().map(|(_, c)| c.send_tensor(kind, step, tensor))).await.map(drop)
+        all(self.parties().map(|(_, c)| c.send_gradient(step, gradient, checkpoint))).await.map(drop)
     }
 
     /// Receives the matrix that is due, of exactly the shape of `out`.

@@ -50,8 +50,8 @@ impl Schedule {
         self.test_rows
     }
 
-    /// The mini-batches of one pass.
-    pub fn batches(&self, phase: Phase, epoch: u32) -> impl Iterator<Item = Batch> + use<> {
+    /// The mini-batches of one pass. Made one by one: the number of rows is what someone else says.
+    pub fn batches(&self, phase: Phase, epoch: u32) -> impl ExactSizeIterator<Item = Batch> + use<> {
         let rows = match phase {
             Phase::Setup => 0,
             Phase::Train => self.train_rows(),

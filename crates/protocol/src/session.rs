@@ -48,10 +48,6 @@ pub struct SharingSpec {
     pub h1_bound: Option<f64>,
 }
 
-fn checkpoint_every_default() -> u32 {
-    1000
-}
-
 fn ring_bits_default() -> u32 {
     64
 }
@@ -210,9 +206,6 @@ pub struct TrainSpec {
     pub epochs: u32,
     /// Rows of a mini-batch.
     pub batch_size: u32,
-    /// Every role makes a checkpoint after so many mini-batches of an epoch, and at its end; 0 for the end only.
-    #[serde(default = "checkpoint_every_default")]
-    pub checkpoint_every: u32,
     /// Used by every role for its own weights.
     pub optimizer: OptimizerSpec,
 }
@@ -470,6 +463,11 @@ impl SessionConfig {
         check(self.label_holder.0 < self.parties, "label_holder", "must be one of the parties", &self.label_holder)?;
         let rings = [32, 64].contains(&self.sharing.ring_bits);
         check(rings, "sharing.ring_bits", "must be 32 or 64", &self.sharing.ring_bits)?;
+        // Also of the protocol that is not used: the canonical text has no word for NaN and would not read back.
+        let bound = self.sharing.h1_bound.unwrap_or(1.0);
+        check(bound.is_finite(), "sharing.h1_bound", "must be a finite number", &bound)?;
+        let bound = self.paillier.h1_bound;
+        check(bound.is_finite(), "paillier.h1_bound", "must be a finite number", &bound)?;
         match self.first_layer {
             FirstLayerKind::Plain => {}
             FirstLayerKind::Sharing => self.sharing.fixed_point(self.parties).map(|_| ())?,

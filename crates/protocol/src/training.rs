@@ -7,6 +7,8 @@ use crate::{
     Batch, Cause, Ending, Meter, Network, Phase, Position, ProtocolError, Role, Schedule, SessionConfig, Step, Task,
 };
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Where a role is in the training of its session.
 pub struct Training {
@@ -17,9 +19,9 @@ pub struct Training {
     before: EpochEnd,
     meter: Option<Meter>,
     checkpoints: Checkpoints,
-    every: u32,
-    /// Batches of an epoch.
-    batches: u32,
+    /// When the last checkpoint was made, and batches since then.
+    kept: Instant,
+    since: u32,
     epochs: u32,
 }
 
@@ -64,17 +66,15 @@ impl Training {
         position: Position,
         session: &SessionConfig,
         task: Task,
-        schedule: &Schedule,
     ) -> Result<(Self, Option<S>), ProtocolError> {
-        let (every, epochs) = (session.train.checkpoint_every, session.train.epochs);
-        let batches = u32::try_from(schedule.batches(Phase::Train, 1).count()).unwrap_or(u32::MAX);
+        let epochs = session.train.epochs;
         let begun = task == Task::Train && !checkpoints.positions()?.is_empty();
         let saved = if begun { Some(checkpoints.resume::<Checkpoint<S>>(position)?) } else { None };
         let (ended, before, state) = match saved {
             Some(Checkpoint { ended, under_way, state }) => (ended, under_way, Some(state)),
             None => (Vec::new(), EpochEnd::default(), None),
         };
-        Ok((Self { position, ended, before, meter: None, checkpoints, every, batches, epochs }, state))
+        Ok((Self { position, ended, before, meter: None, checkpoints, kept: Instant::now(), since: 0, epochs }, state))
     }
 
     /// Where training is.
@@ -113,27 +113,32 @@ impl Training {
     }
 
     /// Begins or continues the epoch: its batches that are left.
-    pub fn begin_epoch(&mut self, schedule: &Schedule, network: &Network) -> Vec<Batch> {
+    pub fn begin_epoch(&mut self, schedule: &Schedule, network: &Network) -> impl Iterator<Item = Batch> + use<> {
         self.meter = Some(Meter::start(network));
-        schedule.batches(Phase::Train, self.position.epoch).skip(self.position.batch as usize).collect()
+        schedule.batches(Phase::Train, self.position.epoch).skip(self.position.batch as usize)
     }
 
-    /// To be called before this role sends anything for its next batch. Whoever completes an interval between two
-    /// checkpoints may rely on everyone's having made the first one durable.
+    /// To be called before this role sends anything for its next batch. No checkpoint is made until everyone has taken
+    /// part in two batches after the last; and nobody takes part in the second before the last one is durable. So
+    /// whoever makes a checkpoint may rely on everyone's having the one before.
     ///
     /// # Errors
-    /// [`ProtocolError::Storage`] if that failed.
+    /// [`ProtocolError::Storage`] if it cannot be made durable.
     pub fn before_batch(&mut self) -> Result<(), ProtocolError> {
-        if self.is_due(self.position.batch + 1) || self.position.batch + 1 == self.batches {
-            self.checkpoints.settle()?;
-        }
-        Ok(())
+        if self.since > 0 { self.checkpoints.settle() } else { Ok(()) }
     }
 
-    /// The batch is done: this role's weights and its position belong together again. True if a checkpoint is due.
-    pub fn batch_done(&mut self) -> bool {
+    /// Whether everyone is to make a checkpoint after the batch under way, because the last one is `every` old. The
+    /// server decides.
+    #[must_use]
+    pub fn wants_checkpoint(&self, every: Duration) -> bool {
+        self.since > 0 && self.kept.elapsed() >= every
+    }
+
+    /// The batch is done: this role's weights and its position belong together again.
+    pub fn batch_done(&mut self) {
         self.position.batch += 1;
-        self.is_due(self.position.batch)
+        self.since += 1;
     }
 
     /// All batches of the epoch are done: what they took, over all starts of the session.
@@ -157,6 +162,7 @@ impl Training {
     /// [`ProtocolError::Storage`] naming the file that could not be written.
     pub fn checkpoint<S: Serialize>(&mut self, network: &Network, state: S) -> Result<(), ProtocolError> {
         let (ended, under_way) = (self.ended.clone(), self.under_way(network));
+        (self.kept, self.since) = (Instant::now(), 0);
         self.checkpoints.begin(self.position, &Checkpoint { ended, under_way, state })
     }
 
@@ -183,10 +189,6 @@ impl Training {
     /// [`ProtocolError::Storage`] naming the file that could not be written.
     pub fn settle(&mut self) -> Result<(), ProtocolError> {
         self.checkpoints.settle()
-    }
-
-    fn is_due(&self, batch: u32) -> bool {
-        self.every > 0 && batch.is_multiple_of(self.every) && batch < self.batches
     }
 
     fn under_way(&self, network: &Network) -> EpochEnd {

@@ -145,7 +145,7 @@ impl<'a> Running<'a> {
         let mut checkpoints = Checkpoints::in_directory(&options.directory, Role::Server, session);
         let held = if options.task == Task::Train { checkpoints.positions()? } else { Vec::new() };
         let Joined { network, incarnation, schedule, resume, .. } = joining.join(None, held).await?;
-        let (training, state) = Training::resume::<State>(checkpoints, resume, session, options.task, &schedule)?;
+        let (training, state) = Training::resume::<State>(checkpoints, resume, session, options.task)?;
         let noise_seed = match &state {
             Some(state) => state.noise_seed,
             None => SecretRng::from_system()?.bytes32(),
@@ -207,6 +207,12 @@ impl<'a> Running<'a> {
         self.model.set_random_positions(&state.random_positions).map_err(misfit)?;
         self.random_positions = state.random_positions;
         Ok(())
+    }
+
+    /// Begins to write a checkpoint where training is.
+    fn checkpoint(&mut self) -> Result<(), ProtocolError> {
+        let state = self.state();
+        self.training.checkpoint(&self.network, state)
     }
 
     /// A checkpoint where training is, durable on return.

@@ -19,28 +19,30 @@ impl Running<'_> {
         let mut grad_z = Array2::zeros((0, self.model.output_width()));
         while let Some(epoch) = self.training.epoch() {
             for batch in self.training.begin_epoch(&self.schedule, &self.network) {
-                self.train_batch(first_layer, batch, &mut grad_z).await?;
-                if self.training.batch_done() {
-                    let state = self.state();
-                    self.training.checkpoint(&self.network, state)?;
+                let checkpoint = self.train_batch(first_layer, batch, &mut grad_z).await?;
+                self.training.batch_done();
+                if checkpoint {
+                    self.checkpoint()?;
                 }
             }
             self.training.batches_done(&self.network);
             self.pass(first_layer, Phase::Evaluate, epoch).await?;
             let end = self.training.end_epoch(|_| {});
-            let state = self.state();
-            self.training.checkpoint(&self.network, state)?;
+            if self.training.epoch().is_none() {
+                self.checkpoint()?;
+            }
             self.report(end).await?;
         }
         Ok(())
     }
 
+    /// True if a checkpoint is due after the batch.
     async fn train_batch(
         &mut self,
         first_layer: &mut dyn ServerSide,
         batch: Batch,
         grad_z: &mut Array2<f32>,
-    ) -> Result<(), ProtocolError> {
+    ) -> Result<bool, ProtocolError> {
         let Batch { step, rows, .. } = batch;
         let model = |source: ModelError| ProtocolError::Model { step, source };
         let label_holder = self.session.label_role();
@@ -61,11 +63,12 @@ impl Running<'_> {
         let mut grad_z = grad_z.slice_mut(s![..rows, ..]);
         network.recv_tensor(label_holder, Kind::HiddenGradient, step, grad_z.view_mut()).await?;
         let grad_h1 = self.model.backward(grad_z.view()).map_err(model)?;
-        network.send_tensor_to_parties(Kind::FirstLayerGradient, step, grad_h1).await?;
+        let checkpoint = self.training.wants_checkpoint(self.options.checkpoint_every);
+        network.send_gradient_to_parties(step, grad_h1, checkpoint).await?;
         // The parties work on their weights meanwhile.
         self.optimizer.step(&mut self.model.parameters());
         self.random_positions = self.model.random_positions();
-        Ok(())
+        Ok(checkpoint)
     }
 
     /// Scores all rows of a session that trains nothing.
