@@ -8,7 +8,7 @@ mod kit;
 use futures_util::future::BoxFuture;
 use kit::{DONE, Ended, NETWORK, Numbers, PEER_GONE, PROTOCOL, Process, Stage, all_end};
 use nix::sys::resource::{UsageWho, getrusage};
-use quinn::crypto::rustls::QuicClientConfig;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, Endpoint, SendStream, VarInt};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -628,6 +628,46 @@ fn garbage(ports: [SocketAddr; 2], packets: usize) {
 fn garbage_changes_nothing() {
     let ended = honest_session_survives("garbage", async |_, ports| garbage(ports, 20_000));
     assert!(ended["coordinator"].said.contains("epoch 60/60"));
+}
+
+/// A peer of another version, in either direction: refused by name, before a byte of it is read.
+#[test]
+fn another_version_is_refused_by_both_sides() {
+    let ours = String::from_utf8_lossy(ALPN).into_owned();
+    let ended = honest_session_survives("another version", async |stage, ports| {
+        for to in ports {
+            let mut config = tls(stage, Some("party-1"));
+            config.alpn_protocols = vec![b"spnn/0".to_vec()];
+            let refused = dial(to, if to == ports[0] { "coordinator" } else { "server" }, config, None).await;
+            assert!(refused.unwrap_err().to_string().contains("120"), "not by its version");
+        }
+    });
+    assert!(ended["coordinator"].said.contains("refused a connection"), "{}", ended["coordinator"].said);
+
+    // A coordinator of another version: its certificate is right, its protocol is not.
+    let mut stage = Stage::new(2, 40);
+    let file = |extension: &str| stage.path("coordinator").join(format!("coordinator.{extension}"));
+    let chain = vec![CertificateDer::from_pem_file(file("pem")).unwrap()];
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, PrivateKeyDer::from_pem_file(file("key")).unwrap())
+        .unwrap();
+    config.alpn_protocols = vec![b"spnn/0".to_vec()];
+    let config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(config).unwrap()));
+    let runtime = runtime();
+    let _inside = runtime.enter();
+    let listener = Endpoint::server(config, (std::net::Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let address = listener.local_addr().unwrap();
+    runtime.spawn(async move {
+        while let Some(incoming) = listener.accept().await {
+            let _ = incoming.await;
+        }
+    });
+    stage.config("party-0").insert("coordinator".into(), address.to_string().into());
+    stage.start("party-0").end().expect(NETWORK, &["coordinator", "another version", &ours]);
 }
 
 #[test]

@@ -435,7 +435,10 @@ fn alert(code: u64) -> Option<String> {
         48 => "unknown authority (another CA signed it)",
         51 => "its signature does not verify (another CA of the same name signed it)",
         116 => "a certificate is required",
-        120 => "no common protocol version",
+        120 => {
+            let ours = String::from_utf8_lossy(ALPN);
+            return Some(format!("it speaks another version of the protocol; this one is {ours}: use the same spnn"));
+        }
         _ => "TLS alert",
     };
     Some(format!("{meaning} (TLS alert {alert})"))
