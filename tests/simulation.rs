@@ -16,7 +16,7 @@ use spnn::party::{Party, PartyOptions};
 use spnn::protocol::message::{HEADER_BYTES, Header, Kind};
 use spnn::protocol::transport::{MemoryNetwork, MemoryTransport, Transport};
 use spnn::protocol::{
-    Channel, Ending, JoinOptions, Phase, ProtocolError, Reader, Role, SessionConfig, SessionFile, Task, Writer,
+    Channel, Ending, JoinOptions, Phase, ProtocolError, Reader, Role, SessionConfig, SessionFile, Stop, Task, Writer,
 };
 use spnn::server::Server;
 use std::collections::{BTreeMap, BTreeSet};
@@ -333,7 +333,12 @@ const ROWS: usize = 40;
 /// Runs a session to its end, whatever the plan does to it.
 fn run(session: &SessionConfig, plan: &Plan) -> Left {
     let scratch = scratch();
-    let root = scratch.path();
+    run_in(scratch.path(), session, plan, None).expect("a whole run")
+}
+
+/// The same in a directory that may hold checkpoints. Nothing is left if all roles are asked to stop, after `stop_after`.
+fn run_in(root: &Path, session: &SessionConfig, plan: &Plan, stop_after: Option<Duration>) -> Option<Left> {
+    let stop = Stop::default();
     for party in 0..2 {
         fs::write(root.join(format!("{party}.csv")), kit::csv(party, ROWS)).unwrap();
     }
@@ -342,6 +347,7 @@ fn run(session: &SessionConfig, plan: &Plan) -> Left {
         peer_timeout: Duration::from_secs(60),
         rejoin_timeout: Duration::from_secs(600),
         checkpoint_every: plan.checkpoint_every,
+        stop: stop.clone(),
         allow_unprotected: true,
         ..JoinOptions::new(Task::Train, root.join(role.to_string()))
     };
@@ -374,26 +380,35 @@ fn run(session: &SessionConfig, plan: &Plan) -> Left {
             async move { live(fate, async || Party::run(&mut end(role), session, &options).await.map(drop)).await }
         });
         let parties = futures_util::future::join_all(parties);
+        let stopping = async {
+            if let Some(after) = stop_after {
+                tokio::time::sleep(after).await;
+                stop.request();
+            }
+        };
         // Virtual time: a day without an end is a hang.
         let all = tokio::time::timeout(
             Duration::from_secs(86_400),
-            futures_util::future::join3(coordinating, serving, parties),
+            futures_util::future::join4(coordinating, serving, parties, stopping),
         );
         all.await.expect("a session that does not end");
     });
-    let record = keeper.kept.expect("a record");
+    let record = match keeper.kept {
+        None if stop_after.is_some() => return None,
+        record => record.expect("a record"),
+    };
     let epoch = |e: &coordinator::EpochRecord| format!("{} {:?} {:?}", e.epoch, e.train_loss, e.test);
     let model = |role: Role| (role, fs::read(join(role).directory.join("model.safetensors")).unwrap());
     for role in session.roles() {
         assert!(!join(role).directory.join("checkpoints").exists(), "{role} has not cleaned up");
     }
-    Left {
+    Some(Left {
         models: session.roles().filter(|&r| r != Role::Coordinator).map(model).collect(),
         epochs: record.epochs.iter().map(epoch).collect(),
         events: fates.iter().map(|(role, fate)| (*role, *fate.events.lock().unwrap())).collect(),
         masked: fates.values().map(|f| f.masked.lock().unwrap().len()).sum(),
         starts: record.incarnation,
-    }
+    })
 }
 
 /// A role that is started again whenever it dies.
@@ -406,6 +421,7 @@ async fn live<E: std::fmt::Display>(fate: &Fate, mut life: impl AsyncFnMut() -> 
         };
         match end {
             Some(Ok(())) => return,
+            Some(Err(e)) if e.to_string() == ProtocolError::Stopped.to_string() => return,
             Some(Err(e)) => panic!("{} ended: {e}", fate.role),
             None => {
                 let pause = *fate.back_after.lock().unwrap();
@@ -452,15 +468,39 @@ fn plain() {
     survive(&session("plain", ADAM), seeds(10_000, 100));
 }
 
-/// Its noise is secret and drawn by each role for itself: a checkpoint must bring the same noise back.
+/// SGLD's noise is secret and other in every run; but whoever goes on from the same checkpoints gets the same.
 #[test]
 fn noise_goes_on_where_it_was() {
     let session = session("sharing", r#"{ kind = "sgld", learning_rate = 0.0001 }"#);
+    let late = Plan { delay: Duration::from_secs(1), seed: 1, ..Plan::default() };
+    let whole = run(&session, &late);
     let roles: Vec<Role> = session.roles().collect();
-    let events = run(&session, &Plan::default()).events;
-    // Other noise in every run, so only that runs come to their end and use no mask twice can be told here; that noise
-    // goes on is tested where its seed is known.
-    for seed in seeds(20_000, 20) {
-        let _ = run(&session, &Plan::of_seed(seed, &roles, &events));
+    let begun = scratch();
+    assert!(run_in(begun.path(), &session, &late, Some(Duration::from_secs(15))).is_none(), "it came to its end");
+    for role in roles.iter().filter(|&&r| r != Role::Coordinator) {
+        let held = fs::read_dir(begun.path().join(role.to_string()).join("checkpoints")).unwrap().count();
+        assert!(held > 1, "{role} had not begun");
+    }
+    let mut resumed = Vec::new();
+    for plan in [late.clone(), Plan::of_seed(3, &roles, &whole.events)] {
+        let copy = scratch();
+        copy_all(begun.path(), copy.path());
+        let left = run_in(copy.path(), &session, &plan, None).unwrap();
+        assert!(left.starts > 1, "nothing was resumed");
+        resumed.push(left.models);
+    }
+    assert_eq!(resumed[0], resumed[1]);
+    assert_ne!(resumed[0], whole.models, "the same noise in two runs");
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_all(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
     }
 }

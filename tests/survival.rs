@@ -8,7 +8,10 @@
 mod kit;
 
 use kit::proxy::{Proxy, Treatment};
-use kit::{DONE, Ended, Numbers, PEER_GONE, Process, STORAGE, Stage, all_end, repository, table};
+use kit::{
+    CONFIGURATION, DATA, DONE, Ended, Numbers, PEER_GONE, Process, STORAGE, Stage, all_end, arg, repository, spnn_ok,
+    table,
+};
 use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
 use std::fs;
@@ -295,6 +298,85 @@ fn a_full_disk_ends_a_role_and_loses_nothing() {
     ended.values().for_each(|e| e.expect(DONE, &[]));
     assert!(models(&stage) == expected, "other weights");
     drop(unmount);
+}
+
+/// Trains for a while, and stops all roles.
+fn interrupted() -> Stage {
+    let mut stage = long_stage();
+    let mut processes = stage.start_all();
+    processes[0].until(|said| said.contains("epoch 3/"));
+    stage.keep_ports();
+    processes.iter().for_each(|p| p.signal(Signal::SIGTERM));
+    let ended = all_end(processes);
+    // Those that the signal reached last may have found the others gone.
+    ended.values().for_each(|e| assert!(e.code == DONE || e.code == PEER_GONE, "{}", e.all_said));
+    stage
+}
+
+#[test]
+fn a_lost_checkpoint_is_named_and_nothing_begins_anew() {
+    let stage = interrupted();
+    fs::remove_dir_all(stage.path("party-1/checkpoints")).unwrap();
+    let ended = all_end(stage.start_all());
+    ended["coordinator"].expect(CONFIGURATION, &["no checkpoint is held by all", "party-1 has epoch 1 batch 0"]);
+    assert!(ended["coordinator"].said.contains("remove that directory at every role"), "{}", ended["coordinator"].said);
+    for role in ["server", "party-0", "party-1"] {
+        ended[role].expect(CONFIGURATION, &["coordinator"]);
+    }
+    assert!(fs::read_dir(stage.path("server/checkpoints")).unwrap().count() > 0);
+}
+
+#[test]
+fn data_that_changed_meanwhile_are_named() {
+    let stage = interrupted();
+    let file = stage.path("party-1/data.csv");
+    let text = fs::read_to_string(&file).unwrap();
+    let (head, tail) = text.rsplit_once(',').unwrap();
+    fs::write(&file, format!("{head},1{tail}")).unwrap();
+    let ended = all_end(stage.start_all());
+    ended["party-1"].expect(DATA, &["data.csv", "other content than when training began"]);
+    ended["server"].expect(PEER_GONE, &["party-1"]);
+}
+
+#[test]
+fn a_simulation_that_was_stopped_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let (whole, stopped) = (directory.path().join("whole"), directory.path().join("stopped"));
+    let epochs = ["--epochs", "400", "--checkpoint-every-s", "0.1"];
+    spnn_ok(&[&["simulate", "--run-dir", arg(&whole)], &epochs[..]].concat());
+    let mut child = Command::new(kit::SPNN)
+        .args(["simulate", "--run-dir", arg(&stopped)])
+        .args(epochs)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let since = Instant::now();
+    while fs::read_dir(stopped.join("server/checkpoints")).map_or(0, Iterator::count) < 3 {
+        assert!(since.elapsed() < kit::PATIENCE, "no checkpoint");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(DONE));
+    assert!(!stopped.join("report.json").exists(), "it had come to its end");
+    let said = spnn_ok(&["simulate", "--resume", arg(&stopped)]).out;
+    assert!(said.contains("going on from the checkpoint"), "{said}");
+    for role in ["server", "party-0", "party-1"] {
+        let model = |run: &std::path::Path| fs::read(run.join(role).join("model.safetensors")).unwrap();
+        assert!(model(&whole) == model(&stopped), "{role}: other weights");
+    }
+    let report = |run: &std::path::Path| -> serde_json::Value {
+        serde_json::from_str(&fs::read_to_string(run.join("report.json")).unwrap()).unwrap()
+    };
+    let (whole, stopped_report) = (report(&whole), report(&stopped));
+    assert_eq!(whole["epochs"].as_array().unwrap().len(), 400);
+    for (a, b) in whole["epochs"].as_array().unwrap().iter().zip(stopped_report["epochs"].as_array().unwrap()) {
+        assert_eq!((&a["train_loss"], &a["test"]), (&b["train_loss"], &b["test"]), "epoch {}", a["epoch"]);
+    }
+    assert!(stopped_report["resumed_from"].is_object());
+    // Nothing is left to resume.
+    let said = spnn_ok(&["simulate", "--resume", arg(&stopped)]).out;
+    assert!(said.contains("is finished"), "{said}");
 }
 
 /// Unmounts when dropped, also when the test fails.
