@@ -12,7 +12,9 @@ use kit::{
     CONFIGURATION, DATA, DONE, Ended, Numbers, PEER_GONE, Process, STORAGE, Stage, all_end, arg, repository, spnn_ok,
     table,
 };
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
@@ -355,7 +357,7 @@ fn a_simulation_that_was_stopped_goes_on() {
         assert!(since.elapsed() < kit::PATIENCE, "no checkpoint");
         std::thread::sleep(Duration::from_millis(5));
     }
-    let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+    let pid = Pid::from_raw(child.id().try_into().unwrap());
     nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(DONE));
     assert!(!stopped.join("report.json").exists(), "it had come to its end");
@@ -394,13 +396,19 @@ fn one_thread_or_two_give_the_same_bits() {
         let mut stage = stage(first_layer);
         let (_, expected) = undisturbed(&mut stage);
         clear(&stage);
-        let mask = Command::new("taskset").args(["-pc", "0", &std::process::id().to_string()]).output();
-        if !mask.is_ok_and(|o| o.status.success()) {
-            println!("SKIPPED: taskset is not here");
+        // Processes inherit the one core of the thread that starts them; a pool of threads has one thread then.
+        let this_thread = Pid::from_raw(0);
+        let cores = sched_getaffinity(this_thread).unwrap();
+        let two = (0..CpuSet::count()).filter(|&core| cores.is_set(core).unwrap()).take(2).collect::<Vec<_>>();
+        if two.len() < 2 {
+            println!("SKIPPED: this machine has one core");
             return;
         }
-        // Processes inherit the one core; a pool of threads has one thread then.
+        let mut one = CpuSet::new();
+        one.set(two[0]).unwrap();
+        sched_setaffinity(this_thread, &one).unwrap();
         let ended = all_end(stage.start_all());
+        sched_setaffinity(this_thread, &cores).unwrap();
         ended.values().for_each(|e| e.expect(DONE, &[]));
         assert!(models(&stage) == expected, "{first_layer}: other weights on one core");
     }

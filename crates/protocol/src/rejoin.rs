@@ -38,12 +38,6 @@ impl Attempts {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// Whether this is not the first attempt.
-    #[must_use]
-    pub fn is_rejoin(&self) -> bool {
-        self.interrupted.is_some()
-    }
-
     /// After an attempt that failed at `reached`: pauses and returns if there is to be another one.
     ///
     /// # Errors
