@@ -60,7 +60,8 @@ impl Plan {
                 // A little beyond the end as well: later lives count on.
                 let at = numbers.next() % (events[&role] * 5 / 4);
                 let back_after = Duration::from_millis(numbers.next() % 3000);
-                let fault = if numbers.next() % 4 == 0 { Fault::Cut { at } } else { Fault::Kill { at, back_after } };
+                let fault =
+                    if numbers.next().is_multiple_of(4) { Fault::Cut { at } } else { Fault::Kill { at, back_after } };
                 (role, fault)
             })
             .collect();
@@ -127,7 +128,7 @@ impl Fate {
     fn lateness(&self) -> Duration {
         let mut numbers = self.delays.lock().unwrap();
         // Most messages are on time, or the virtual hours would take real ones.
-        if numbers.next() % 4 > 0 { Duration::ZERO } else { self.delay.mul_f64((numbers.real() + 1.0) / 2.0) }
+        if numbers.next().is_multiple_of(4) { self.delay.mul_f64((numbers.real() + 1.0) / 2.0) } else { Duration::ZERO }
     }
 
     /// Masks are made under an incarnation that is on disk, for one message only.

@@ -2,7 +2,7 @@
 
 use crate::{ProtocolError, Role};
 use rustls::client::WebPkiServerVerifier;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -41,7 +41,7 @@ impl Identity {
     pub fn load(certificate: &Path, key: &Path, authority: &Path) -> Result<Self, ProtocolError> {
         let chain = read_certificates(certificate)?;
         refuse_open_key_file(key)?;
-        let private = PrivateKeyDer::from_pem_file(key).map_err(|e| problem(key, &e))?;
+        let private = PrivateKeyDer::from_pem_file(key).map_err(|e| pem_problem(key, &e))?;
         let mut roots = RootCertStore::empty();
         for root in read_certificates(authority)? {
             roots.add(root).map_err(|e| problem(authority, &e))?;
@@ -67,7 +67,7 @@ impl Identity {
     /// [`ProtocolError::Identity`] naming the file if it cannot be read or holds no list.
     pub fn refusing(mut self, revoked: &Path) -> Result<Self, ProtocolError> {
         let lists = CertificateRevocationListDer::pem_file_iter(revoked);
-        self.revoked = lists.and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(|e| problem(revoked, &e))?;
+        self.revoked = lists.and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(|e| pem_problem(revoked, &e))?;
         if self.revoked.is_empty() {
             return Err(problem(revoked, &"holds no revocation list"));
         }
@@ -168,7 +168,9 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
 }
 
 fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, ProtocolError> {
-    CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(|e| problem(file, &e))
+    CertificateDer::pem_file_iter(file)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|e| pem_problem(file, &e))
 }
 
 /// A private key that others on the machine can read is no longer private.
@@ -186,6 +188,15 @@ fn refuse_open_key_file(file: &Path) -> Result<(), ProtocolError> {
 #[cfg(not(unix))]
 fn refuse_open_key_file(_file: &Path) -> Result<(), ProtocolError> {
     Ok(())
+}
+
+/// Without the bytes of the file that the error would show as a list of numbers.
+fn pem_problem(file: &Path, error: &pem::Error) -> ProtocolError {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => problem(file, &"a section that begins has no end"),
+        pem::Error::IllegalSectionStart { .. } => problem(file, &"a line that begins a section is malformed"),
+        other => problem(file, other),
+    }
 }
 
 fn problem(file: &Path, reason: &dyn fmt::Display) -> ProtocolError {

@@ -51,7 +51,7 @@ impl Schedule {
     }
 
     /// The mini-batches of one pass. Made one by one: the number of rows is what someone else says.
-    pub fn batches(&self, phase: Phase, epoch: u32) -> impl ExactSizeIterator<Item = Batch> + use<> {
+    pub fn batches(&self, phase: Phase, epoch: u32) -> impl Iterator<Item = Batch> + use<> {
         let rows = match phase {
             Phase::Setup => 0,
             Phase::Train => self.train_rows(),
