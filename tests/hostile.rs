@@ -15,7 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use spnn::crypto::{PairKey, SecretRng};
 use spnn::party::{Party, PartyOptions, digest_ids};
 use spnn::protocol::message::{
-    ALPN, CONTROL_BYTES_MAX, Done, EpochEnd, HEADER_BYTES, Header, Kind, Metrics, Progress, Report, Start,
+    ALPN, CONTROL_BYTES_MAX, Done, EpochEnd, HEADER_BYTES, Header, Hello, Kind, Metrics, Progress, Report, Start,
     encode_control,
 };
 use spnn::protocol::transport::{MemoryNetwork, QuicOptions, QuicTransport, Transport, TransportTuning};
@@ -557,6 +557,17 @@ fn the_last_number_of_a_start() {
             send.write_all(&[&header[..], &body].concat()).await.unwrap();
         });
     }
+}
+
+#[test]
+fn thousands_of_checkpoints() {
+    first_words("checkpoints", &["at most 16 checkpoints"], async |session, send| {
+        let shape = DataShape { rows: ROWS as u32, features: 3, ids: [0; 32] };
+        let checkpoints = (0..10_000).map(|batch| Position { epoch: 1, batch }).collect();
+        let body = encode_control(&Hello { checkpoints, ..hello(session, Task::Train, 0, shape) });
+        let header = header(Kind::Hello, Step::SETUP, [0, 0], body.len() as u32);
+        send.write_all(&[&header[..], &body].concat()).await.unwrap();
+    });
 }
 
 #[test]

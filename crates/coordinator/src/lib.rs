@@ -63,9 +63,8 @@ pub trait Observer {
     }
 }
 
-/// A role may be ahead of the coordinator by so many starts, if the coordinator has lost its directory. One that could
-/// name any number could use all of them up.
-const STARTS_AHEAD_MAX: u64 = 1 << 20;
+/// More checkpoints than any role keeps.
+const CHECKPOINTS_MAX: usize = 16;
 /// Once a role is known to be gone, others have this long to say why.
 const ROOT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long each of several roles is waited for in turn.
@@ -181,9 +180,17 @@ impl Running<'_> {
             let theirs = greet(&mut channel, session, &ours).await;
             network.add(channel);
             let theirs = theirs?;
-            if theirs.incarnation > last.saturating_add(STARTS_AHEAD_MAX) {
-                let expected = format!("at most {STARTS_AHEAD_MAX} above {last}");
+            if theirs.incarnation > last.saturating_add(Incarnation::AHEAD_MAX) {
+                let expected = format!("at most {} above {last}", Incarnation::AHEAD_MAX);
                 return Err(ProtocolError::Incarnation { peer: role, expected, found: theirs.incarnation });
+            }
+            if theirs.checkpoints.len() > CHECKPOINTS_MAX {
+                let expected = format!("at most {CHECKPOINTS_MAX} checkpoints");
+                return Err(ProtocolError::Unexpected {
+                    peer: role,
+                    expected,
+                    found: theirs.checkpoints.len().to_string(),
+                });
             }
             incarnation = incarnation.max(theirs.incarnation);
             if let Role::Party(_) = role {
@@ -301,8 +308,7 @@ fn common_position(offers: &BTreeMap<Role, Vec<Position>>) -> Result<Position, P
     let last = offers.values().next().and_then(|first| first.iter().filter(common).max());
     last.copied().ok_or_else(|| {
         let held = |(role, held): (&Role, &Vec<Position>)| {
-            // A peer may send any number; people want the last few.
-            let held = held.iter().rev().take(4).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let held = held.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             format!("{role} has {held}")
         };
         ProtocolError::NoCommonCheckpoint { offers: offers.iter().map(held).collect::<Vec<_>>().join("; ") }

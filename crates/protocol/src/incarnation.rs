@@ -14,6 +14,10 @@ pub struct Incarnation {
 }
 
 impl Incarnation {
+    /// Another role may be ahead by so many starts, if this one has lost its directory. One that could name any number
+    /// could use all of them up.
+    pub const AHEAD_MAX: u64 = 1 << 20;
+
     /// The incarnation kept in `directory`.
     #[must_use]
     pub fn in_directory(directory: &Path) -> Self {

@@ -133,10 +133,10 @@ impl<'a> Joining<'a> {
 
         let start: Start = coordinator.recv(Step::SETUP).await?;
         let incarnation = start.incarnation;
-        if incarnation <= last {
+        if incarnation <= last || incarnation > last.saturating_add(Incarnation::AHEAD_MAX) {
             return Err(ProtocolError::Incarnation {
                 peer: Role::Coordinator,
-                expected: format!("above {last}"),
+                expected: format!("above {last}, by at most {}", Incarnation::AHEAD_MAX),
                 found: incarnation,
             });
         }
