@@ -5,14 +5,14 @@
 
 mod kit;
 
-use futures_util::future::BoxFuture;
+use kit::link::Bare;
 use kit::{DONE, Ended, NETWORK, Numbers, PEER_GONE, PROTOCOL, Process, Stage, all_end};
 use nix::sys::resource::{UsageWho, getrusage};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, Endpoint, SendStream, VarInt};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use spnn::crypto::{PairKey, SecretRng};
+use spnn::crypto::SecretRng;
 use spnn::party::{Party, PartyOptions, digest_ids};
 use spnn::protocol::message::{
     ALPN, CONTROL_BYTES_MAX, Done, EpochEnd, HEADER_BYTES, Header, Hello, Kind, Metrics, Progress, Report, Start,
@@ -20,8 +20,8 @@ use spnn::protocol::message::{
 };
 use spnn::protocol::transport::{MemoryNetwork, QuicOptions, QuicTransport, Transport, TransportTuning};
 use spnn::protocol::{
-    Channel, DataShape, Ending, Fingerprint, Identity, JoinOptions, Joined, Joining, Link, Phase, Position,
-    ProtocolError, Role, SessionConfig, SessionFile, Step, Task, hello,
+    Channel, DataShape, Ending, Fingerprint, Identity, JoinOptions, Joined, Joining, Phase, Position, ProtocolError,
+    Role, SessionConfig, SessionFile, Step, Task, hello,
 };
 use std::collections::BTreeMap;
 use std::fs;
@@ -238,28 +238,6 @@ impl AsyncWrite for Tap {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         AsyncWrite::poll_shutdown(Pin::new(&mut *self.0.lock().unwrap()), cx)
-    }
-}
-
-/// A link that knows nothing; the tests read what the victims say.
-struct Bare;
-
-impl Link for Bare {
-    fn end(&self, _ending: Ending) {}
-    fn peer_ending(&self) -> Option<Ending> {
-        None
-    }
-    fn down(&self) -> BoxFuture<'_, ()> {
-        Box::pin(std::future::ready(()))
-    }
-    fn down_reason(&self) -> Option<String> {
-        None
-    }
-    fn wire_bytes_sent(&self) -> u64 {
-        0
-    }
-    fn pair_key(&self, _label: &'static str) -> Result<PairKey, ProtocolError> {
-        Ok(PairKey::new([0; 32]))
     }
 }
 

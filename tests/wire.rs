@@ -4,21 +4,20 @@
 
 mod kit;
 
-use futures_util::future::BoxFuture;
 use kit::allocations::{Counting, largest};
+use kit::link::Bare;
 use kit::table;
 use ndarray::Array2;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use spnn::crypto::PairKey;
 use spnn::pki::{self, Validity};
 use spnn::protocol::message::{
     CONTROL_BYTES_MAX, Control, Done, EpochEnd, Go, HEADER_BYTES, Header, Hello, IdDigest, Kind, Metrics, Progress,
     Ready, Report, Start, decode_control, encode_control,
 };
 use spnn::protocol::{
-    Channel, DataShape, Ending, Link, Phase, Position, ProtocolError, Role, SavedModel, SessionConfig, SessionFile,
-    Step, Task, Tensor, hello, inspect_certificate,
+    Channel, DataShape, Phase, Position, ProtocolError, Role, SavedModel, SessionConfig, SessionFile, Step, Task,
+    Tensor, hello, inspect_certificate,
 };
 use std::collections::BTreeMap;
 use std::fs;
@@ -33,27 +32,6 @@ static ALLOCATOR: Counting = Counting;
 const SMALL: usize = 2 * CONTROL_BYTES_MAX;
 const STEP: Step = Step { phase: Phase::Train, epoch: 1, batch: 0 };
 const PEER: Role = Role::Server;
-
-struct Bare;
-
-impl Link for Bare {
-    fn end(&self, _ending: Ending) {}
-    fn peer_ending(&self) -> Option<Ending> {
-        None
-    }
-    fn down(&self) -> BoxFuture<'_, ()> {
-        Box::pin(std::future::ready(()))
-    }
-    fn down_reason(&self) -> Option<String> {
-        None
-    }
-    fn wire_bytes_sent(&self) -> u64 {
-        0
-    }
-    fn pair_key(&self, _label: &'static str) -> Result<PairKey, ProtocolError> {
-        Ok(PairKey::new([0; 32]))
-    }
-}
 
 /// A channel on which these bytes arrive and then nothing.
 fn channel(bytes: &[u8]) -> Channel {

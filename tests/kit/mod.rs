@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "every test binary uses its own part of the kit")]
 
 pub(crate) mod allocations;
+pub(crate) mod link;
 pub(crate) mod proxy;
 
 use nix::sys::signal::{self, Signal};

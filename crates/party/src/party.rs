@@ -40,7 +40,6 @@ pub struct Party<'a> {
     pub(crate) schedule: Schedule,
     incarnation: u64,
     pub(crate) data: &'a Prepared,
-    data_digest: [u8; 32],
     pub(crate) training: Training,
     pub(crate) losses: Losses,
     /// This party's block of the first layer, `[d_i, h]`.
@@ -159,9 +158,10 @@ impl<'a> Party<'a> {
         let task = options.join.task;
         let mut checkpoints = Checkpoints::in_directory(&options.join.directory, me, session);
         let held = if task == Task::Train { checkpoints.positions()? } else { Vec::new() };
+        let begun = !held.is_empty();
         let Joined { network, incarnation, features_total, columns, schedule, resume } =
             joining.join(Some(data.shape()?), held).await?;
-        let (training, state) = Training::resume::<State>(checkpoints, resume, session, task)?;
+        let (training, state) = Training::resume::<State>(checkpoints, resume, begun, session)?;
 
         let mut rng = SecretRng::from_system().map_err(ProtocolError::from)?;
         let noise_seeds = match &state {
@@ -187,7 +187,6 @@ impl<'a> Party<'a> {
             noise_seeds,
             gathered: Gathered::new(),
             data,
-            data_digest: data.digest(),
         };
         if let (Some(head), Some(labels)) = (&party.head, data.labels()) {
             head.layer.check_labels(labels).map_err(PartyError::Labels)?;
@@ -222,7 +221,7 @@ impl<'a> Party<'a> {
     fn state(&mut self) -> State {
         let parameters = parameter_values(&self.parameters());
         State {
-            data: self.data_digest,
+            data: self.data.digest(),
             parameters,
             optimizer: self.optimizer.export_state(),
             head_optimizer: self.head.as_ref().map(|h| h.optimizer.export_state()),
@@ -232,7 +231,7 @@ impl<'a> Party<'a> {
     }
 
     fn restore(&mut self, state: State) -> Result<(), PartyError> {
-        if state.data != self.data_digest {
+        if state.data != self.data.digest() {
             let reason = format!(
                 "{} has other content than when training began; bring it back, or remove 'checkpoints' at every role \
                  to start from nothing",

@@ -5,11 +5,13 @@ use crate::data::{DataSource, Standardizer, Table, read, read_columns};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 use sha2::{Digest, Sha256};
 use spnn_protocol::{DataShape, PreparationSpec, ProtocolError, Schedule, Step};
+use std::sync::OnceLock;
 
 /// A party's own data.
 pub struct Prepared {
     table: Table,
     standardizer: Option<Standardizer>,
+    digest: OnceLock<[u8; 32]>,
 }
 
 impl Prepared {
@@ -30,7 +32,7 @@ impl Prepared {
                 source.ignore.extend(present.then_some(label));
             }
         }
-        Ok(Self { table: read(&source)?, standardizer: None })
+        Ok(Self { table: read(&source)?, standardizer: None, digest: OnceLock::new() })
     }
 
     /// What others may know of it.
@@ -87,9 +89,12 @@ impl Prepared {
         self.standardizer.as_ref()
     }
 
-    /// SHA-256 over everything that training uses: a checkpoint is good for these data only.
-    #[must_use]
-    pub fn digest(&self) -> [u8; 32] {
+    /// SHA-256 over everything that training uses, once it is scaled: a checkpoint is good for these data only.
+    pub(crate) fn digest(&self) -> [u8; 32] {
+        *self.digest.get_or_init(|| self.make_digest())
+    }
+
+    fn make_digest(&self) -> [u8; 32] {
         let Table { ids, features, labels, feature_names, .. } = &self.table;
         let mut digest = Sha256::new();
         digest.update(digest_ids(ids));

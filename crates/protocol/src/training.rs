@@ -4,7 +4,7 @@
 use crate::checkpoint::Checkpoints;
 use crate::message::{EpochEnd, Report};
 use crate::{
-    Batch, Cause, Ending, Meter, Network, Phase, Position, ProtocolError, Role, Schedule, SessionConfig, Step, Task,
+    Batch, Cause, Ending, Meter, Network, Phase, Position, ProtocolError, Role, Schedule, SessionConfig, Step,
 };
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -56,19 +56,18 @@ struct Checkpoint<S> {
 }
 
 impl Training {
-    /// Continues at `position`, of which [`Checkpoints::positions`] told. Returns the state saved there; none for a role
-    /// that has not begun yet, or has nothing to train.
+    /// Continues at `position`, from its checkpoint if the role has `begun`, that is, if [`Checkpoints::positions`] told
+    /// of any. Returns the state saved there.
     ///
     /// # Errors
     /// [`ProtocolError::Storage`] naming the file.
     pub fn resume<S: for<'de> Deserialize<'de>>(
         mut checkpoints: Checkpoints,
         position: Position,
+        begun: bool,
         session: &SessionConfig,
-        task: Task,
     ) -> Result<(Self, Option<S>), ProtocolError> {
         let epochs = session.train.epochs;
-        let begun = task == Task::Train && !checkpoints.positions()?.is_empty();
         let saved = if begun { Some(checkpoints.resume::<Checkpoint<S>>(position)?) } else { None };
         let (ended, before, state) = match saved {
             Some(Checkpoint { ended, under_way, state }) => (ended, under_way, Some(state)),

@@ -144,8 +144,9 @@ impl<'a> Running<'a> {
         let joining = Joining::connect(transport, session, options, patience).await?;
         let mut checkpoints = Checkpoints::in_directory(&options.directory, Role::Server, session);
         let held = if options.task == Task::Train { checkpoints.positions()? } else { Vec::new() };
+        let begun = !held.is_empty();
         let Joined { network, incarnation, schedule, resume, .. } = joining.join(None, held).await?;
-        let (training, state) = Training::resume::<State>(checkpoints, resume, session, options.task)?;
+        let (training, state) = Training::resume::<State>(checkpoints, resume, begun, session)?;
         let noise_seed = match &state {
             Some(state) => state.noise_seed,
             None => SecretRng::from_system()?.bytes32(),
