@@ -389,9 +389,18 @@ fn who_learned_what(record: &SessionRecord) -> String {
     };
     let (server, server_not) = match record.first_layer {
         FirstLayerKind::Plain => ("each party's product X<sub>i</sub>·W<sub>i</sub>", "labels and ids as such"),
-        FirstLayerKind::Sharing | FirstLayerKind::Paillier => (
+        FirstLayerKind::Sharing | FirstLayerKind::Beaver | FirstLayerKind::Paillier => (
             "only the sum H1 = Σ X<sub>i</sub>·W<sub>i</sub>",
             "a single party's product, as long as at least two parties do not work with it; labels and ids as such",
+        ),
+    };
+    let (coordinator, coordinator_not) = match record.first_layer {
+        FirstLayerKind::Plain | FirstLayerKind::Sharing | FirstLayerKind::Paillier => {
+            ("sizes, identities, timing, losses and metrics", "any data, any mask")
+        }
+        FirstLayerKind::Beaver => (
+            "sizes, identities, timing, losses and metrics; as the dealer, the triples",
+            "any data, anything that is opened",
         ),
     };
     let grad_z = if training { ", and the gradient of the last hidden output" } else { "" };
@@ -409,7 +418,7 @@ fn who_learned_what(record: &SessionRecord) -> String {
         ("Server".to_owned(), format!("{server}{grad_z}"), server_not),
         (label_holder, format!("besides what a party sees: {head}"), "other parties' features, the server's weights"),
         ("Every party".to_owned(), party.to_owned(), "other parties' data and weights; H1"),
-        ("Coordinator".to_owned(), "sizes, identities, timing, losses and metrics".to_owned(), "any data, any mask"),
+        ("Coordinator".to_owned(), coordinator.to_owned(), coordinator_not),
     ]
     .iter()
     .map(|(role, saw, not)| {
@@ -439,12 +448,15 @@ fn leaks(record: &SessionRecord) -> String {
     leaks.push(
         "H1 is linear in the features: a server that knows some of the records can rebuild features of the others from it.",
     );
+    if record.first_layer == FirstLayerKind::Beaver {
+        leaks.push("The coordinator deals the triples: together with any one party it can open all features and weights.");
+    }
     match record.first_layer {
         FirstLayerKind::Plain => {}
-        FirstLayerKind::Sharing | FirstLayerKind::Paillier if record.parties == 2 => {
+        FirstLayerKind::Sharing | FirstLayerKind::Beaver | FirstLayerKind::Paillier if record.parties == 2 => {
             leaks.push("Server and one party together can open the other party's product.");
         }
-        FirstLayerKind::Sharing | FirstLayerKind::Paillier => {
+        FirstLayerKind::Sharing | FirstLayerKind::Beaver | FirstLayerKind::Paillier => {
             leaks.push("Server and all parties but one together can open the last party's product.");
         }
     }
@@ -544,7 +556,9 @@ fn formula_check(record: &SessionRecord) -> String {
     }
     let totals = totals(record);
     let row = |what: &str, kind: Kind, expected: f64| {
-        let measured = sum(totals.values().filter_map(|t| t.by_kind.get(kind.name())));
+        // What the coordinator deals is not a party's.
+        let roles = totals.iter().filter(|(role, _)| **role != Role::Coordinator);
+        let measured = sum(roles.filter_map(|(_, t)| t.by_kind.get(kind.name())));
         format!(
             "<li>{what}, <code>{}</code>: expected <b>{expected:.2} B</b>, measured <b>{:.2} B</b></li>\n",
             kind.name(),
@@ -561,6 +575,7 @@ fn formula_check(record: &SessionRecord) -> String {
     let up = match record.first_layer {
         FirstLayerKind::Plain => "4 bytes of each of the h columns of H1 up",
         FirstLayerKind::Sharing => "8 bytes of each of the h columns of H1 up, 4 in the small ring",
+        FirstLayerKind::Beaver => "8 bytes of each of the h columns of H1 up, and of each weight to every other party",
         FirstLayerKind::Paillier => "one ciphertext of twice the key's length for as many values as its slots up",
     };
     let down = if record.task == Task::Train { "; 4 bytes of each column down" } else { "" };

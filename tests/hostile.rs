@@ -438,7 +438,7 @@ fn reports_that_no_honest_role_would_make() {
     let bytes = |kinds: &[(&str, u64)]| kinds.iter().map(|(kind, n)| ((*kind).to_owned(), *n)).collect::<Vec<_>>();
     let metrics = Metrics { loss: 0.1, auc: Some(1.0), accuracy: Some(1.0) };
     let many = (0..5_000).map(|i| (format!("<{i}>"), 1)).collect();
-    let done = Report::Done(Done { cpu_seconds: 0.0, peak_rss_bytes: u64::MAX });
+    let done = Report::Done(Done { peak_rss_bytes: u64::MAX, ..Done::default() });
     let cases = [
         ("the end before the end", done),
         ("a sum that overflows", epoch_end(EpochEnd { bytes_sent: bytes(&[("go", u64::MAX), ("go", 1)]), ..end() })),

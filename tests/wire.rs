@@ -101,7 +101,7 @@ static FRAMES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
         control(&Start { incarnation: 1, rows: 2, features: vec![3, 4], resume: Position::START }),
         control(&Report::Progress(Progress { rows: 1, loss: 0.5 })),
         control(&Report::EpochEnd(end)),
-        control(&Report::Done(Done { cpu_seconds: 0.5, peak_rss_bytes: 1 })),
+        control(&Report::Done(Done { cpu_seconds: 0.5, peak_rss_bytes: 1, bytes_sent: Vec::new() })),
         control(&IdDigest([7; 32])),
         control(&Ready),
         frame(

@@ -393,7 +393,10 @@ impl<'a> Play<'a> {
                 let end = EpochEnd { seconds: 1.0, bytes_sent, train_loss, test, ..EpochEnd::default() };
                 control(&report(Report::EpochEnd(end), change))
             }
-            Due::Done => control(&report(Report::Done(Done { cpu_seconds: 0.5, peak_rss_bytes: 1 }), change)),
+            Due::Done => {
+                let done = Done { cpu_seconds: 0.5, peak_rss_bytes: 1, bytes_sent: Vec::new() };
+                control(&report(Report::Done(done), change))
+            }
             Due::Tensor(kind, batch, columns) => {
                 let values: Vec<f32> = (0..batch.rows as u32 * columns).map(|i| (i % 5) as f32 / 50.0 - 0.04).collect();
                 // As often as a server asks for a checkpoint that wants as many as there can be.
@@ -501,9 +504,12 @@ fn report(report: Report, change: Change) -> Report {
             let test = Some(Metrics { loss: number, auc: Some(number), accuracy: Some(number) });
             Report::EpochEnd(EpochEnd { test, ..e })
         }
-        (Report::Done(_), 0) => Report::Done(Done { cpu_seconds: number, peak_rss_bytes: u64::MAX }),
+        (Report::Done(_), 0) => {
+            let bytes_sent = vec![(String::new(), 0); value as usize % 64];
+            Report::Done(Done { cpu_seconds: number, peak_rss_bytes: u64::MAX, bytes_sent })
+        }
         (Report::Done(_), _) => Report::EpochEnd(EpochEnd::default()),
-        (_, _) => Report::Done(Done { cpu_seconds: 0.0, peak_rss_bytes: value.into() }),
+        (_, _) => Report::Done(Done { peak_rss_bytes: value.into(), ..Done::default() }),
     }
 }
 

@@ -95,6 +95,8 @@ pub(crate) struct Overrides {
 pub(crate) enum FirstLayer {
     /// The server sees the sum only
     Sharing,
+    /// The server sees the sum only; features and weights are shared and multiplied by triples that the coordinator deals
+    Beaver,
     /// The server sees the sum only, under its Paillier key; thousands of times more arithmetic than sharing
     Paillier,
     /// Protects nothing: the server sees every party's product
@@ -105,6 +107,7 @@ impl From<FirstLayer> for FirstLayerKind {
     fn from(kind: FirstLayer) -> Self {
         match kind {
             FirstLayer::Sharing => Self::Sharing,
+            FirstLayer::Beaver => Self::Beaver,
             FirstLayer::Paillier => Self::Paillier,
             FirstLayer::Plain => Self::Plain,
         }

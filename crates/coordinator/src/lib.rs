@@ -3,17 +3,19 @@
 //! It learns sizes (rows, features of each party), identities, timing, losses and metrics. It sees no data, no ids, no
 //! masks; what parties send each other passes through it under their own TLS.
 
+mod deal;
 mod record;
 
 pub use record::{EpochRecord, SessionRecord};
 
+use deal::Deal;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use spnn_protocol::message::{Finish, Go, Hello, Progress, Ready, Report, Start};
 use spnn_protocol::transport::Transport;
 use spnn_protocol::{
-    Attempts, Cause, Channel, DataShape, Ending, Incarnation, JoinOptions, Network, Position, ProtocolError, Role,
-    SessionConfig, Step, Task, all, greet, hello, within, write_durable,
+    Attempts, Cause, DataShape, Ending, Incarnation, JoinOptions, Network, Position, ProtocolError, Receiving,
+    Role, SessionConfig, Step, Task, all, greet, hello, within, write_durable,
 };
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -228,10 +230,7 @@ impl Running<'_> {
         observer: &mut dyn Observer,
     ) -> Result<SessionRecord, ProtocolError> {
         let Self { session, options, started, network, reached } = self;
-        let channels = std::mem::replace(network, Network::new(Role::Coordinator)).into_channels();
-        let (channels, heard) = gather(session, channels, &mut record, observer, reached).await;
-        channels.into_iter().for_each(|c| network.add(c));
-        heard?;
+        gather(session, network, &mut record, observer, reached).await?;
         record.finish(started.elapsed());
         observer.finished(&record)?;
         let finished = Finished::of(session, options);
@@ -324,62 +323,74 @@ fn common_rows(shapes: &BTreeMap<Role, (u32, u32)>) -> Result<u32, ProtocolError
     }
 }
 
-/// Listens to all roles at once until each is done. Gives the channels back in any case, so that peers can be told.
+/// Listens to all roles at once until each is done, and deals them what their first layer needs.
 async fn gather(
     session: &SessionConfig,
-    channels: Vec<Channel>,
+    network: &mut Network,
     record: &mut SessionRecord,
     observer: &mut dyn Observer,
     reached: &mut Option<Position>,
-) -> (Vec<Channel>, Result<(), ProtocolError>) {
-    let mut listening: FuturesUnordered<_> = channels
-        .into_iter()
-        .map(|mut channel| {
-            channel.set_timeout(LONG);
-            listen(channel)
-        })
-        .collect();
-    let mut done = Vec::new();
+) -> Result<(), ProtocolError> {
+    network.channels().for_each(|c| c.set_timeout(LONG));
+    let (mut sending, receiving): (Vec<_>, Vec<_>) = network.channels().map(|c| c.split()).unzip();
+    sending.retain(|s| matches!(s.peer(), Role::Party(_)));
+    let mut listening: FuturesUnordered<_> = receiving.into_iter().map(listen).collect();
+    let deal = Deal::of(record);
+    let mut dealt = BTreeMap::new();
     let mut failed: Vec<(Role, ProtocolError)> = Vec::new();
-    loop {
-        // When one role goes, others follow within moments and say why; the root is worth a short wait.
-        let next = listening.next();
-        let next = if !failed.is_empty() { within(ROOT_TIMEOUT, next).await.flatten() } else { next.await };
-        let Some((channel, report)) = next else { break };
-        let report = report.and_then(|report| record.check(session, channel.peer(), report));
-        match report {
-            Ok(Report::Done(d)) => {
-                record.done(channel.peer(), d);
-                done.push(channel);
-                continue;
-            }
-            Ok(Report::Progress(progress)) => {
-                *reached = Some(record.position(&progress)).max(*reached);
-                observer.on(&Event::Progress { epoch: record.epoch_under_way(), progress });
-            }
-            Ok(Report::EpochEnd(end)) => {
-                if let Some(epoch) = record.epoch_end(channel.peer(), end) {
-                    *reached = Some(Position { epoch: epoch.epoch + 1, batch: 0 }).max(*reached);
-                    observer.on(&Event::Epoch(epoch));
+    {
+        let mut dealing = std::pin::pin!(deal.run(session, &mut sending, &mut dealt));
+        let mut deals = true;
+        loop {
+            // When one role goes, others follow within moments and say why; the root is worth a short wait.
+            let waits = !failed.is_empty();
+            let next = listening.next();
+            let next = async { if waits { within(ROOT_TIMEOUT, next).await.flatten() } else { next.await } };
+            let next = tokio::select! {
+                biased;
+                next = next => next,
+                done = &mut dealing, if deals => {
+                    deals = false;
+                    // Whoever is gone is heard of where this role listens; anything else is this role's own.
+                    match done {
+                        Err(e) if !e.is_interruption() => return Err(e),
+                        _ => continue,
+                    }
+                }
+            };
+            let Some((from, report)) = next else { break };
+            let peer = from.peer();
+            match report.and_then(|report| record.check(session, peer, report)) {
+                Ok(Report::Done(done)) => {
+                    record.done(peer, done);
+                    continue;
+                }
+                Ok(Report::Progress(progress)) => {
+                    *reached = Some(record.position(&progress)).max(*reached);
+                    observer.on(&Event::Progress { epoch: record.epoch_under_way(), progress });
+                }
+                Ok(Report::EpochEnd(end)) => {
+                    if let Some(epoch) = record.epoch_end(peer, end) {
+                        *reached = Some(Position { epoch: epoch.epoch + 1, batch: 0 }).max(*reached);
+                        observer.on(&Event::Epoch(epoch));
+                    }
+                }
+                Err(e) => {
+                    let root = is_root(&e);
+                    failed.push((peer, e));
+                    if root || listening.is_empty() {
+                        break;
+                    }
+                    continue;
                 }
             }
-            Err(e) => {
-                let root = is_root(&e);
-                failed.push((channel.peer(), e));
-                done.push(channel);
-                if root || listening.is_empty() {
-                    break;
-                }
-                continue;
+            if failed.is_empty() {
+                listening.push(listen(from));
             }
-        }
-        if failed.is_empty() {
-            listening.push(listen(channel));
         }
     }
-    // Channels still listening are dropped with their futures; closing the transport tells those peers.
-    drop(listening);
-    (done, root_of(failed).map_or(Ok(()), Err))
+    record.dealt(&dealt);
+    root_of(failed).map_or(Ok(()), Err)
 }
 
 /// Of what several roles said when they went, what is nearest to the root: what happened itself, or the word of a role
@@ -400,7 +411,7 @@ fn is_root(error: &ProtocolError) -> bool {
     }
 }
 
-async fn listen(mut channel: Channel) -> (Channel, Result<Report, ProtocolError>) {
-    let report = channel.recv(Step::SETUP).await;
-    (channel, report)
+async fn listen(mut from: Receiving<'_>) -> (Receiving<'_>, Result<Report, ProtocolError>) {
+    let report = from.recv(Step::SETUP).await;
+    (from, report)
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use spnn_protocol::message::{Done, EpochEnd, Kind, Metrics, Progress, Report};
+use spnn_protocol::first_layer::{set_up_bytes, step_bytes};
 use spnn_protocol::{FirstLayerKind, Position, ProtocolError, Role, SessionConfig, Task};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -58,6 +59,8 @@ pub struct SessionRecord {
     pub ring_bits: u32,
     /// Bytes of first-layer messages that each party sends for a row, headers included, as the protocol says.
     pub first_layer_bytes_per_row: f64,
+    /// Bytes of first-layer messages that each party sends to others before the first batch, as the protocol says.
+    pub first_layer_set_up_bytes: u64,
     /// Number of parties.
     pub parties: u16,
     /// Feature columns of each party.
@@ -78,6 +81,8 @@ pub struct SessionRecord {
     pub cpu_seconds: BTreeMap<Role, f64>,
     /// Largest resident set of each process.
     pub peak_rss_bytes: BTreeMap<Role, u64>,
+    /// Application bytes sent since the last start, set-up and evaluations included, by role and message kind.
+    pub bytes_sent_by_kind: BTreeMap<Role, BTreeMap<String, u64>>,
     #[serde(skip)]
     ended: BTreeMap<Role, u32>,
     /// Epochs that were over before this start; roles report them once more.
@@ -95,6 +100,7 @@ impl SessionRecord {
         features: Vec<u32>,
         resumed: Position,
     ) -> Self {
+        let total = features.iter().copied().map(u64::from).sum();
         Self {
             spnn: env!("CARGO_PKG_VERSION").to_owned(),
             session: session.digest().iter().map(|b| format!("{b:02x}")).collect(),
@@ -104,7 +110,8 @@ impl SessionRecord {
             resumed_from: (resumed > Position::START).then_some(resumed),
             first_layer: session.first_layer,
             ring_bits: session.sharing.ring_bits,
-            first_layer_bytes_per_row: expected_bytes_per_row(session, if train > 0 { train } else { test }),
+            first_layer_bytes_per_row: expected_bytes_per_row(session, total, if train > 0 { train } else { test }),
+            first_layer_set_up_bytes: set_up_bytes(session, total, u64::from(train) + u64::from(test)),
             parties: session.parties,
             features,
             hidden_width: session.model.hidden_width,
@@ -115,6 +122,7 @@ impl SessionRecord {
             wall_seconds: 0.0,
             cpu_seconds: BTreeMap::new(),
             peak_rss_bytes: BTreeMap::new(),
+            bytes_sent_by_kind: BTreeMap::new(),
             before: resumed.epoch.saturating_sub(1),
             ended: session.roles().filter(|&r| r != Role::Coordinator).map(|r| (r, 0)).collect(),
         }
@@ -133,23 +141,21 @@ impl SessionRecord {
                 "progress of the label holder within an epoch",
             ),
             Report::EpochEnd(end) => {
-                let mut kinds: Vec<&str> = end.bytes_sent.iter().map(|(kind, _)| kind.as_str()).collect();
-                kinds.sort_unstable();
-                kinds.dedup();
-                let known = kinds.iter().all(|kind| Kind::ALL.iter().any(|k| k.name() == *kind));
                 let labels = end.test.map(|m| [Some(m.loss), m.auc, m.accuracy]).unwrap_or_default();
                 let labels: Vec<f64> = labels.into_iter().chain([end.train_loss]).flatten().collect();
                 (
                     ended < passes
-                        && known
-                        && kinds.len() == end.bytes_sent.len()
+                        && are_kinds(&end.bytes_sent)
                         && finite(&[end.seconds, end.cpu_seconds])
                         && finite(&labels)
                         && (is_holder || labels.is_empty()),
                     "the end of an epoch, with metrics from the label holder only",
                 )
             }
-            Report::Done(done) => (ended == passes && finite(&[done.cpu_seconds]), "the end after the last epoch"),
+            Report::Done(done) => (
+                ended == passes && finite(&[done.cpu_seconds]) && are_kinds(&done.bytes_sent),
+                "the end after the last epoch",
+            ),
         };
         if fits {
             return Ok(report);
@@ -199,9 +205,20 @@ impl SessionRecord {
         (self.epoch_under_way() > before && before > self.before).then(|| &self.epochs[before as usize - 1])
     }
 
+    /// Adds what was dealt in each epoch, all of it to first layers.
+    pub(crate) fn dealt(&mut self, bytes: &BTreeMap<u32, u64>) {
+        for record in &mut self.epochs {
+            let Some(&bytes) = bytes.get(&record.epoch) else { continue };
+            record.bytes_sent.insert(Role::Coordinator, bytes);
+            let kinds = record.bytes_sent_by_kind.entry(Role::Coordinator).or_default();
+            kinds.insert(Kind::FirstLayer.name().to_owned(), bytes);
+        }
+    }
+
     pub(crate) fn done(&mut self, role: Role, done: Done) {
         self.cpu_seconds.insert(role, done.cpu_seconds);
         self.peak_rss_bytes.insert(role, done.peak_rss_bytes);
+        self.bytes_sent_by_kind.insert(role, done.bytes_sent.into_iter().collect());
     }
 
     pub(crate) fn finish(&mut self, wall: Duration) {
@@ -211,13 +228,21 @@ impl SessionRecord {
     }
 }
 
+/// Whether each is a message kind, and named once.
+fn are_kinds(bytes: &[(String, u64)]) -> bool {
+    let mut kinds: Vec<&str> = bytes.iter().map(|(kind, _)| kind.as_str()).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    kinds.len() == bytes.len() && kinds.iter().all(|kind| Kind::ALL.iter().any(|k| k.name() == *kind))
+}
+
 /// Over one pass of `rows` rows.
-fn expected_bytes_per_row(session: &SessionConfig, rows: u32) -> f64 {
+fn expected_bytes_per_row(session: &SessionConfig, features: u64, rows: u32) -> f64 {
     let size = session.train.batch_size;
-    let whole = u64::from(rows / size) * session.first_layer_bytes(size);
+    let whole = u64::from(rows / size) * step_bytes(session, features, size.into());
     let last = match rows % size {
         0 => 0,
-        short => session.first_layer_bytes(short),
+        short => step_bytes(session, features, short.into()),
     };
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52 bytes")]
     let bytes = whole.saturating_add(last) as f64;

@@ -16,7 +16,8 @@ const SCALED_BITS_MAX: u32 = 50;
 ///
 /// The guards hold for k addends at once: each encoded value is below `2^(c − f − ⌈log2 k⌉)` in magnitude, with
 /// `c = min(BITS − 2, 50)`, so that the sum of k of them is below `2^(BITS − 2)` and never wraps. The opened sum must
-/// lie within the agreed `bound`; anything else means that a mask did not cancel or that a peer lied, and is refused.
+/// lie within the agreed `bound`, at most `2^(BITS − 2 − f)`; anything else means that a mask did not cancel or that a
+/// peer lied, and is refused.
 ///
 /// Error: each encoding is off by at most `2^−(f+1)`, so the opened sum of k encodings is off by at most
 /// `k · 2^−(f+1)` plus the rounding of the result to `f32` (`2^−24` of its magnitude).
@@ -83,7 +84,7 @@ impl FixedPoint {
         if fraction_bits > limit {
             return Err(FixedPointError::FractionBits { fraction_bits, ring_bits, addends, limit });
         }
-        let bound_limit = f64::from(2_u32).powi((scaled_bits - fraction_bits).cast_signed());
+        let bound_limit = f64::from(2_u32).powi((ring_bits - 2 - fraction_bits).cast_signed());
         if !(bound > 0.0 && bound <= bound_limit) {
             return Err(FixedPointError::Bound { bound, limit: bound_limit });
         }
@@ -145,7 +146,7 @@ impl FixedPoint {
 
     fn decode<R: RingElement>(&self, values: &[R], out: &mut [f32]) -> Result<(), DecodeError> {
         assert_eq!(values.len(), out.len(), "decode: lengths differ");
-        #[expect(clippy::cast_possible_truncation, reason = "bound · 2^f ≤ 2^50 by construction")]
+        #[expect(clippy::cast_possible_truncation, reason = "bound · 2^f ≤ 2^62 by construction")]
         let limit = (self.bound * self.scale()) as i64;
         if decode_slice(values, out, 1.0 / self.scale(), limit) {
             return Ok(());
@@ -181,11 +182,10 @@ fn decode_slice<R: RingElement>(values: &[R], out: &mut [f32], unit: f64, limit:
     let mut within = true;
     for (out, &v) in out.iter_mut().zip(values) {
         let v = v.to_signed();
-        within &= (v.wrapping_add(limit)).cast_unsigned() <= (2 * limit).cast_unsigned();
-        let exact = f64::from_bits(v.wrapping_add(ROUNDER_BITS).cast_unsigned()) - ROUNDER;
-        #[expect(clippy::cast_possible_truncation, reason = "the network computes in f32")]
+        within &= v.wrapping_add(limit).cast_unsigned() <= limit.cast_unsigned() << 1;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "the network computes in f32")]
         {
-            *out = (exact * unit) as f32;
+            *out = (v as f64 * unit) as f32;
         }
     }
     within

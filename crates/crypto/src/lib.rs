@@ -4,7 +4,8 @@
 //!
 //! - [`RingElement`]: Z_2^32 and Z_2^64, the groups in which shares are added.
 //! - [`FixedPoint`]: real numbers as ring elements, with the guards that keep a sum from wrapping.
-//! - [`PairKey`], [`MaskContext`]: masks that two parties derive alike and that cancel in the sum.
+//! - [`RingPanels`]: matrix products over Z_2^64.
+//! - [`PairKey`], [`MaskContext`]: masks that two roles derive alike.
 //! - [`paillier`]: additively homomorphic encryption of many values per ciphertext.
 //! - [`SecretRng`]: secret randomness, from the operating system.
 
@@ -14,9 +15,11 @@ mod fixed_point;
 mod mask;
 pub mod paillier;
 mod ring;
+mod ring_matrix;
 mod secret_rng;
 
 pub use fixed_point::{DecodeError, EncodeError, FixedPoint, FixedPointError};
 pub use mask::{MaskContext, PairKey, Sign};
 pub use ring::RingElement;
+pub use ring_matrix::RingPanels;
 pub use secret_rng::{SecretRng, SystemRandomnessError};

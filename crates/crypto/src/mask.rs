@@ -1,21 +1,22 @@
-//! Masks that two parties derive alike and that cancel in the sum.
+//! Masks that two roles derive alike: those of two parties cancel in the sum, those of a party and the dealer are the
+//! party's shares of triples.
 
 use crate::RingElement;
 use aes::Aes128;
 use ctr::Ctr64LE;
-use ctr::cipher::{KeyIvInit, StreamCipher};
+use ctr::cipher::{KeyIvInit, StreamCipher, StreamCipherSeek};
 use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use std::fmt;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-/// A secret of exactly two parties, from an authenticated key exchange between them.
+/// A secret of exactly two roles: from an authenticated key exchange between them, or sent over a channel of theirs.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct PairKey([u8; 32]);
 
 impl PairKey {
-    /// Takes over key material that only the two parties know.
+    /// Takes over key material that only the two roles know.
     #[must_use]
     pub fn new(bytes: [u8; 32]) -> Self {
         Self(bytes)
@@ -65,8 +66,21 @@ pub enum Sign {
     Minus,
 }
 
+impl Sign {
+    /// The other one's.
+    #[must_use]
+    pub fn opposite(self) -> Self {
+        match self {
+            Self::Plus => Self::Minus,
+            Self::Minus => Self::Plus,
+        }
+    }
+}
+
 /// Keystream per pass: fits the first-level cache beside the values it is added to.
 const CHUNK_BYTES: usize = 4096;
+/// Block of AES.
+const BLOCK_BYTES: u64 = 16;
 
 impl PairKey {
     /// Adds the pair's mask for `context` to `values`, or subtracts it.
@@ -76,16 +90,27 @@ impl PairKey {
     pub fn mask<R: RingElement>(&self, context: &MaskContext, sign: Sign, values: &mut [R]) {
         let mut stream = self.stream(b"spnn/1 pairwise mask", context);
         let mut keystream = Zeroizing::new([0_u8; CHUNK_BYTES]);
-        for values in values.chunks_mut(CHUNK_BYTES / size_of::<R>()) {
-            let bytes = &mut keystream[..size_of_val(values)];
-            bytes.fill(0);
-            stream.apply_keystream(bytes);
-            // Unaligned reads cost nothing here and spare an alignment argument.
-            let words = bytes.chunks_exact(size_of::<R>()).map(bytemuck::pod_read_unaligned::<R>);
-            match sign {
-                Sign::Plus => values.iter_mut().zip(words).for_each(|(v, m)| *v = v.add(m)),
-                Sign::Minus => values.iter_mut().zip(words).for_each(|(v, m)| *v = v.sub(m)),
-            }
+        add_keystream(&mut stream, sign, values, &mut keystream);
+    }
+
+    /// As [`mask`](Self::mask) for some `rows` of one long matrix, `[2^32, width]`: `values` is `[rows.len(), width]`. A
+    /// row has the same mask in whatever order and company it is asked for.
+    ///
+    /// # Panics
+    /// If `values` is not a whole number of words for each row, which is the caller's own shape.
+    pub fn mask_rows<R: RingElement>(&self, context: &MaskContext, sign: Sign, rows: &[u32], values: &mut [R]) {
+        let width = values.len() / rows.len().max(1);
+        assert_eq!(values.len(), rows.len() * width, "rows of different widths");
+        if width == 0 {
+            return;
+        }
+        let mut stream = self.stream(b"spnn/1 mask of rows", context);
+        let mut keystream = Zeroizing::new([0_u8; CHUNK_BYTES]);
+        // Every row begins a block of the cipher: seeking there costs nothing.
+        let stride = ((width * size_of::<R>()) as u64).next_multiple_of(BLOCK_BYTES);
+        for (row, values) in rows.iter().zip(values.chunks_exact_mut(width)) {
+            stream.seek(u64::from(*row) * stride);
+            add_keystream(&mut stream, sign, values, &mut keystream);
         }
     }
 
@@ -108,6 +133,25 @@ impl PairKey {
         let (key, nonce) = material.split_at(16);
         #[expect(clippy::expect_used, reason = "both halves are 16 bytes")]
         Ctr64LE::<Aes128>::new_from_slices(key, nonce).expect("16-byte key and nonce")
+    }
+}
+
+fn add_keystream<R: RingElement>(
+    stream: &mut Ctr64LE<Aes128>,
+    sign: Sign,
+    values: &mut [R],
+    keystream: &mut [u8; CHUNK_BYTES],
+) {
+    for values in values.chunks_mut(CHUNK_BYTES / size_of::<R>()) {
+        let bytes = &mut keystream[..size_of_val(values)];
+        bytes.fill(0);
+        stream.apply_keystream(bytes);
+        // Unaligned reads cost nothing here and spare an alignment argument.
+        let words = bytes.chunks_exact(size_of::<R>()).map(bytemuck::pod_read_unaligned::<R>);
+        match sign {
+            Sign::Plus => values.iter_mut().zip(words).for_each(|(v, m)| *v = v.add(m)),
+            Sign::Minus => values.iter_mut().zip(words).for_each(|(v, m)| *v = v.sub(m)),
+        }
     }
 }
 
@@ -163,6 +207,34 @@ mod tests {
             assert!(first.iter().all(|w| !second.contains(w)), "{other:?} repeats words of {base:?}");
         }
         assert_ne!(first, mask_words(&PairKey::new([10; 32]), &base, 64));
+    }
+
+    #[test]
+    fn a_row_has_one_mask() {
+        let key = PairKey::new([9; 32]);
+        for width in [1, 2, 3, 28, 700] {
+            let rows: Vec<u32> = (0..40).chain([u32::MAX]).collect();
+            let mut all = vec![0_u64; rows.len() * width];
+            key.mask_rows(&context(0, 5), Sign::Plus, &rows, &mut all);
+            // A block of the cipher is two words; no word of any row comes twice.
+            let mut words = all.clone();
+            words.sort_unstable();
+            words.dedup();
+            assert_eq!(words.len(), all.len(), "width {width}");
+            for picked in [vec![7, 3, 40], vec![0], vec![39, 39]] {
+                let rows: Vec<u32> = picked.iter().map(|&i| rows[i]).collect();
+                let mut some = vec![0_u64; rows.len() * width];
+                key.mask_rows(&context(0, 5), Sign::Plus, &rows, &mut some);
+                for (row, i) in some.chunks(width).zip(picked) {
+                    assert_eq!(row, &all[i * width..(i + 1) * width], "width {width} row {i}");
+                }
+            }
+        }
+        // Other than the mask of the same context that is no matrix.
+        let (mut rows, mut flat) = ([0_u64; 8], [0_u64; 8]);
+        key.mask_rows(&context(0, 5), Sign::Plus, &[0], &mut rows);
+        key.mask(&context(0, 5), Sign::Plus, &mut flat);
+        assert_ne!(rows, flat);
     }
 
     #[test]

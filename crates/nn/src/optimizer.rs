@@ -132,9 +132,9 @@ impl Optimizer {
                 let factors = AdamFactors::new(learning_rate, [beta1, beta2], epsilon, self.steps);
                 adam(value, gradient, first, second, factors);
             }
-            (&OptimizerSpec::Sgld { learning_rate }, _) => {
+            (&OptimizerSpec::Sgld { learning_rate, temperature }, _) => {
                 descend(value, gradient, (learning_rate / 2.0) as f32);
-                add_noise(value, learning_rate.sqrt(), &mut self.noise);
+                add_noise(value, (learning_rate * temperature).sqrt(), &mut self.noise);
             }
             (OptimizerSpec::Momentum { .. } | OptimizerSpec::Adam { .. }, _) => {
                 unreachable!("memory is only ever made with one array per name")
@@ -293,26 +293,26 @@ mod tests {
     }
 
     #[test]
-    fn sgld_adds_noise_of_its_learning_rate() {
-        let mut optimizer = Optimizer::new(&OptimizerSpec::Sgld { learning_rate: 0.04 }, SEED);
+    fn sgld_adds_noise_of_its_learning_rate_and_temperature() {
+        let mut optimizer = Optimizer::new(&OptimizerSpec::Sgld { learning_rate: 0.04, temperature: 0.25 }, SEED);
         let count = 200_001;
         let mut value = vec![1.0; count];
         optimizer.step_one(&mut value, &vec![0.5; count]);
-        // 1 - 0.04/2·0.5 = 0.99, with standard deviation 0.2.
-        let noise = value.iter().map(|&x| (f64::from(x) - 0.99) / 0.2);
+        // 1 - 0.04/2·0.5 = 0.99, with standard deviation √(0.04·0.25) = 0.1.
+        let noise = value.iter().map(|&x| (f64::from(x) - 0.99) / 0.1);
         let moment = |power| noise.clone().map(|x: f64| x.powi(power)).sum::<f64>() / count as f64;
         // Five standard errors of each moment of a normal distribution: √(1, 2, 15, 96) / √n.
         for (power, expected, error) in [(1, 0.0, 0.012), (2, 1.0, 0.016), (3, 0.0, 0.044), (4, 3.0, 0.11)] {
             let found = moment(power);
             assert!((found - expected).abs() < error, "moment {power}: {found}");
         }
-        let neighbours = value.windows(2).map(|pair| (f64::from(pair[0]) - 0.99) * (f64::from(pair[1]) - 0.99) / 0.04);
+        let neighbours = value.windows(2).map(|pair| (f64::from(pair[0]) - 0.99) * (f64::from(pair[1]) - 0.99) / 0.01);
         assert!((neighbours.sum::<f64>() / count as f64).abs() < 0.012);
     }
 
     #[test]
     fn continues_from_a_saved_state() {
-        let sgld = OptimizerSpec::Sgld { learning_rate: 0.01 };
+        let sgld = OptimizerSpec::Sgld { learning_rate: 0.01, temperature: 1.0 };
         for spec in [momentum(), adam(), sgld] {
             for saved_after in [0, 3] {
                 let mut whole = Optimizer::new(&spec, SEED);

@@ -133,10 +133,18 @@ pub enum OptimizerSpec {
         #[serde(default = "default_epsilon")]
         epsilon: f64,
     },
-    /// Stochastic gradient Langevin dynamics: `θ ← θ - (a/2·g + η)`, `η ~ N(0, a)`, with `a` the learning rate.
+    /// Stochastic gradient Langevin dynamics, Welling and Teh, ICML 2011: `θ ← θ - (a/2·g + η)`, `η ~ N(0, a·t)`, with
+    /// `a` the learning rate and `t` the temperature.
+    ///
+    /// `g` is the gradient of the mean loss. Theirs is that of the sum over all N rows, which is this with `a` N times
+    /// theirs and `t = 1/N`: the weights then are a sample of the posterior under a flat prior. With `t = 1` the noise
+    /// soon is all there is.
     Sgld {
-        /// Step size, and variance of the noise.
+        /// Step size.
         learning_rate: f64,
+        /// Variance of the noise as a multiple of the step size.
+        #[serde(default = "default_temperature")]
+        temperature: f64,
     },
 }
 
@@ -154,7 +162,7 @@ impl OptimizerSpec {
             Self::Sgd { learning_rate }
             | Self::Momentum { learning_rate, .. }
             | Self::Adam { learning_rate, .. }
-            | Self::Sgld { learning_rate } => learning_rate,
+            | Self::Sgld { learning_rate, .. } => learning_rate,
         }
     }
 
@@ -165,7 +173,8 @@ impl OptimizerSpec {
     pub fn validate(&self) -> Result<(), SpecError> {
         positive("learning_rate", self.learning_rate())?;
         match *self {
-            Self::Sgd { .. } | Self::Sgld { .. } => Ok(()),
+            Self::Sgd { .. } => Ok(()),
+            Self::Sgld { temperature, .. } => positive("temperature", temperature),
             Self::Momentum { momentum, .. } => decay("momentum", momentum),
             Self::Adam { beta1, beta2, epsilon, .. } => {
                 decay("beta1", beta1)?;
@@ -209,6 +218,10 @@ fn one() -> usize {
 
 fn default_momentum() -> f64 {
     0.9
+}
+
+fn default_temperature() -> f64 {
+    1.0
 }
 
 fn default_beta1() -> f64 {
@@ -289,7 +302,8 @@ mod tests {
         OptimizerSpec::Momentum { learning_rate: 0.1, momentum: 0.0 }.validate().unwrap();
         for (spec, wrong) in [
             (OptimizerSpec::Sgd { learning_rate: 0.0 }, "learning_rate"),
-            (OptimizerSpec::Sgld { learning_rate: f64::NAN }, "learning_rate"),
+            (OptimizerSpec::Sgld { learning_rate: f64::NAN, temperature: 1.0 }, "learning_rate"),
+            (OptimizerSpec::Sgld { learning_rate: 0.1, temperature: 0.0 }, "temperature"),
             (OptimizerSpec::Momentum { learning_rate: 0.1, momentum: 1.0 }, "momentum"),
             (adam(1e-60, 0.9, 0.9, 1e-8), "learning_rate"),
             (adam(0.1, -0.1, 0.9, 1e-8), "beta1"),

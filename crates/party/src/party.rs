@@ -14,7 +14,6 @@ use spnn_protocol::transport::Transport;
 use spnn_protocol::{
     Attempts, Cause, Checkpoints, Ending, JoinOptions, Joined, Joining, Network, Position, ProtocolError, Role,
     SavedModel, Schedule, SessionConfig, SessionError, Step, Training, all_done, parameter_values, restore_parameters,
-    usage,
 };
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -39,6 +38,8 @@ pub struct Party<'a> {
     pub(crate) network: Network,
     pub(crate) schedule: Schedule,
     incarnation: u64,
+    /// Number of features of every party.
+    features: Vec<usize>,
     pub(crate) data: &'a Prepared,
     pub(crate) training: Training,
     pub(crate) losses: Losses,
@@ -124,7 +125,8 @@ impl<'a> Party<'a> {
     }
 
     async fn work(&mut self) -> Result<Outcome, PartyError> {
-        let mut first_layer = party_side(self.session, self.incarnation, &mut self.network).await?;
+        let Self { session, incarnation, network, features, data, .. } = self;
+        let mut first_layer = party_side(session, *incarnation, network, features, data.features()).await?;
         let outcome = match self.options.join.task {
             Task::Train => {
                 self.train(&mut *first_layer).await?;
@@ -135,7 +137,7 @@ impl<'a> Party<'a> {
             Task::Predict => self.predict(&mut *first_layer).await?,
         };
         self.training.settle()?;
-        let done = Done { cpu_seconds: usage::cpu_seconds(), peak_rss_bytes: usage::peak_rss_bytes() };
+        let done = Done::of(&self.network);
         self.network.send(Role::Coordinator, Step::SETUP, &Report::Done(done)).await?;
         // The others may take their time to save.
         self.network.channel(Role::Coordinator)?.set_timeout(LONG);
@@ -159,7 +161,7 @@ impl<'a> Party<'a> {
         let mut checkpoints = Checkpoints::in_directory(&options.join.directory, me, session);
         let held = if task == Task::Train { checkpoints.positions()? } else { Vec::new() };
         let begun = !held.is_empty();
-        let Joined { network, incarnation, features_total, columns, schedule, resume } =
+        let Joined { network, incarnation, features, columns, schedule, resume } =
             joining.join(Some(data.shape()?), held).await?;
         let (training, state) = Training::resume::<State>(checkpoints, resume, begun, session)?;
 
@@ -169,7 +171,7 @@ impl<'a> Party<'a> {
             None => [rng.bytes32(), rng.bytes32()],
         };
         let width = session.model.hidden_width as usize;
-        let weights = first_layer_weights(session.seed, features_total, width, columns);
+        let weights = first_layer_weights(session.seed, features.iter().sum(), width, columns);
         let is_holder = me == session.label_role();
         let mut party = Self {
             session,
@@ -177,6 +179,7 @@ impl<'a> Party<'a> {
             network,
             schedule,
             incarnation,
+            features,
             training,
             losses: Losses::default(),
             gradient: Array2::zeros(weights.dim()),

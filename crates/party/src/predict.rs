@@ -78,7 +78,8 @@ impl Party<'_> {
             self.make_ready(first_layer, batch, &scored.rows);
             let (step, n) = (batch.step, batch.rows);
             let model = |source| ProtocolError::Model { step, source };
-            first_layer.forward(&mut self.network, step, self.gathered.x(n), self.weights.view()).await?;
+            let Self { network, gathered, weights, .. } = self;
+            first_layer.forward(network, step, gathered.rows(), gathered.x(n), weights.view()).await?;
             let Some(head) = &mut self.head else { continue };
             head.receive(&mut self.network, step, n).await?;
             let z = head.z.slice(s![..n, ..]);

@@ -143,13 +143,14 @@ pub fn digest_ids(ids: &[String]) -> [u8; 32] {
 
 /// The rows of one pass, gathered batch by batch into buffers that are reused.
 pub(crate) struct Gathered {
+    rows: Vec<u32>,
     x: Array2<f32>,
     labels: Vec<f32>,
 }
 
 impl Gathered {
     pub(crate) fn new() -> Self {
-        Self { x: Array2::zeros((0, 0)), labels: Vec::new() }
+        Self { rows: Vec::new(), x: Array2::zeros((0, 0)), labels: Vec::new() }
     }
 
     /// Copies the given rows of the party's features, and their labels if there are any.
@@ -159,11 +160,18 @@ impl Gathered {
         if self.x.nrows() < n || self.x.ncols() != d {
             self.x = Array2::zeros((n, d));
         }
+        self.rows.clear();
+        self.rows.extend_from_slice(rows);
         copy_rows(features, rows, self.x.slice_mut(s![..n, ..]));
         self.labels.clear();
         if let Some(labels) = data.labels() {
             self.labels.extend(rows.iter().map(|&r| labels[r as usize]));
         }
+    }
+
+    /// Which rows were gathered last.
+    pub(crate) fn rows(&self) -> &[u32] {
+        &self.rows
     }
 
     /// The features gathered last, `[n, d_i]`.

@@ -80,7 +80,7 @@ impl Party<'_> {
         let Batch { step, rows, .. } = batch;
         self.training.before_batch()?;
         let Self { network, weights, gradient, grad_h1, optimizer, head, gathered, losses, .. } = self;
-        first_layer.forward(network, step, gathered.x(rows), weights.view()).await?;
+        first_layer.forward(network, step, gathered.rows(), gathered.x(rows), weights.view()).await?;
         let loss = match head {
             Some(head) => Some(head.answer(network, step, gathered.labels()).await?),
             None => None,
@@ -104,8 +104,9 @@ impl Party<'_> {
 
     /// Gathers the rows of a batch and its masks, which need neither weights nor peers.
     pub(crate) fn make_ready(&mut self, first_layer: &mut dyn PartySide, batch: Batch, order: &[u32]) {
-        self.gathered.gather(self.data, &order[batch.start..batch.start + batch.rows]);
-        first_layer.prepare(batch.step, batch.rows);
+        let rows = &order[batch.start..batch.start + batch.rows];
+        self.gathered.gather(self.data, rows);
+        first_layer.prepare(batch.step, rows);
     }
 }
 

@@ -48,36 +48,54 @@ pub type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// A connection to one peer whose role is certain.
 pub struct Channel {
-    peer: Role,
-    link: Arc<dyn Link>,
+    end: End,
     reader: Reader,
     writer: Writer,
-    timeout: Duration,
     sent: BTreeMap<Kind, u64>,
+}
+
+/// The half of a channel that sends.
+pub struct Sending<'a> {
+    end: &'a End,
+    writer: &'a mut Writer,
+    sent: &'a mut BTreeMap<Kind, u64>,
+}
+
+/// The half of a channel that receives.
+pub struct Receiving<'a> {
+    end: &'a End,
+    reader: &'a mut Reader,
+}
+
+/// The other end, and how long it may take.
+struct End {
+    peer: Role,
+    link: Arc<dyn Link>,
+    timeout: Duration,
 }
 
 impl Channel {
     /// A channel over a byte stream whose other end is known to be `peer`.
     #[must_use]
     pub fn new(peer: Role, link: Arc<dyn Link>, reader: Reader, writer: Writer, timeout: Duration) -> Self {
-        Self { peer, link, reader, writer, timeout, sent: BTreeMap::new() }
+        Self { end: End { peer, link, timeout }, reader, writer, sent: BTreeMap::new() }
     }
 
     /// Who is at the other end.
     #[must_use]
     pub fn peer(&self) -> Role {
-        self.peer
+        self.end.peer
     }
 
     /// The connection below.
     #[must_use]
     pub fn link(&self) -> &Arc<dyn Link> {
-        &self.link
+        &self.end.link
     }
 
     /// Waits at most this long for a message or for room to send one.
     pub fn set_timeout(&mut self, timeout: Duration) {
-        self.timeout = timeout;
+        self.end.timeout = timeout;
     }
 
     /// Application bytes sent so far, by kind, headers included.
@@ -93,59 +111,46 @@ impl Channel {
         self
     }
 
+    /// Both halves, to send and receive at once: where both peers speak first, sending before receiving would hang as
+    /// soon as a message outgrows the buffers between them.
+    pub fn split(&mut self) -> (Sending<'_>, Receiving<'_>) {
+        let Self { end, reader, writer, sent } = self;
+        (Sending { end, writer, sent }, Receiving { end, reader })
+    }
+
+    fn sending(&mut self) -> Sending<'_> {
+        self.split().0
+    }
+
+    fn receiving(&mut self) -> Receiving<'_> {
+        self.split().1
+    }
+
     /// Sends a control message.
     ///
     /// # Errors
     /// [`ProtocolError`] if the peer is gone.
     pub async fn send<C: Control>(&mut self, step: Step, message: &C) -> Result<(), ProtocolError> {
-        let body = encode_control(message);
-        self.send_frame(C::KIND, step, [0, 0], &body).await
+        self.sending().send(step, message).await
     }
 
     /// Receives the control message that is due.
     ///
     /// # Errors
-    /// [`ProtocolError`] if anything else comes, nothing comes in time, or the peer is gone.
+    /// As [`Receiving::recv`].
     pub async fn recv<C: Control>(&mut self, step: Step) -> Result<C, ProtocolError> {
-        let header = self.recv_header(C::KIND, step).await?;
-        if header.shape != [0, 0] {
-            return Err(self.codec(CodecError::Control(C::KIND.name())));
-        }
-        let length = header.body_bytes as usize;
-        if length > CONTROL_BYTES_MAX {
-            return Err(self.body_length(&header, format!("at most {CONTROL_BYTES_MAX}")));
-        }
-        let mut body = vec![0; length];
-        self.read(&mut body, C::KIND, step).await?;
-        decode_control(&body).map_err(|e| self.codec(e))
+        self.receiving().recv(step).await
     }
 
-    /// Sends and receives a control message at once: where both peers speak first, sending before receiving would hang
-    /// as soon as a message outgrows the buffers between them.
+    /// Sends and receives a control message at once.
     ///
     /// # Errors
     /// As [`send`](Self::send) and [`recv`](Self::recv).
     pub async fn exchange<C: Control>(&mut self, step: Step, message: &C) -> Result<C, ProtocolError> {
-        let body = encode_control(message);
-        let header = header_of(C::KIND, step, [0, 0], &body)?;
-        *self.sent.entry(C::KIND).or_default() += (HEADER_BYTES + body.len()) as u64;
-        // The writer is taken out so that both halves can be borrowed; it is put back whatever happens.
-        let mut writer = std::mem::replace(&mut self.writer, Box::new(tokio::io::sink()));
-        let sending = async {
-            writer.write_all(&header.encode()).await?;
-            writer.write_all(&body).await?;
-            writer.flush().await
-        };
-        // A peer that never reads must not hold us, whatever it sends.
-        let sending = tokio::time::timeout(self.timeout, sending);
-        let (sent, received) = futures_util::join!(sending, self.recv::<C>(step));
-        self.writer = writer;
+        let (mut sending, mut receiving) = self.split();
+        let (sent, received) = futures_util::join!(sending.send(step, message), receiving.recv(step));
         let received = received?;
-        match sent {
-            Err(_) => Err(self.timed_out(step, format!("room for a {}", C::KIND.name())).await),
-            Ok(Err(e)) => Err(self.gone(step, &e).await),
-            Ok(Ok(())) => Ok(received),
-        }
+        sent.map(|()| received)
     }
 
     /// Waits, for a moment at most, until the peer has read all that was sent. Closing a connection drops what is under
@@ -172,7 +177,7 @@ impl Channel {
         let shape = shape_of(tensor.dim());
         let standard = tensor.as_standard_layout();
         let values = standard.as_slice().unwrap_or_default();
-        self.send_frame(kind, step, shape, bytemuck::cast_slice(values)).await
+        self.sending().send_frame(kind, step, shape, bytemuck::cast_slice(values)).await
     }
 
     /// Sends `grad_h1`, the end of a batch, and whether everyone is to make a checkpoint after it.
@@ -189,7 +194,7 @@ impl Channel {
         let standard = gradient.as_standard_layout();
         let body = bytemuck::cast_slice(standard.as_slice().unwrap_or_default());
         let header = Header { checkpoint, ..header_of(kind, step, shape, body)? };
-        self.send_framed(header, body).await
+        self.sending().send_framed(header, body).await
     }
 
     /// Receives `grad_h1` of exactly the shape of `out`, all finite. True if a checkpoint is to be made after the batch.
@@ -197,7 +202,7 @@ impl Channel {
     /// # Errors
     /// As [`recv_tensor`](Self::recv_tensor).
     pub async fn recv_gradient(&mut self, step: Step, out: ArrayViewMut2<'_, f32>) -> Result<bool, ProtocolError> {
-        let header = self.recv_matrix(Kind::FirstLayerGradient, step, out).await?;
+        let header = self.receiving().recv_matrix(Kind::FirstLayerGradient, step, out).await?;
         Ok(header.checkpoint)
     }
 
@@ -211,7 +216,118 @@ impl Channel {
         step: Step,
         out: ArrayViewMut2<'_, f32>,
     ) -> Result<(), ProtocolError> {
-        self.recv_matrix(kind, step, out).await.map(drop)
+        self.receiving().recv_matrix(kind, step, out).await.map(drop)
+    }
+
+    /// Sends part `part` of a first-layer payload; protocols with one part a step count it 0.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if the peer is gone.
+    pub async fn send_payload(&mut self, step: Step, part: u32, payload: &[u8]) -> Result<(), ProtocolError> {
+        self.sending().send_payload(step, part, payload).await
+    }
+
+    /// Receives the part of a first-layer payload that is due, of exactly the length of `out`.
+    ///
+    /// # Errors
+    /// As [`Receiving::recv_payload`].
+    pub async fn recv_payload(&mut self, step: Step, part: u32, out: &mut [u8]) -> Result<(), ProtocolError> {
+        self.receiving().recv_payload(step, part, out).await
+    }
+
+    /// Sends and receives the same part of a first-layer payload at once; `out` is as long as what is due.
+    ///
+    /// # Errors
+    /// As [`send_payload`](Self::send_payload) and [`recv_payload`](Self::recv_payload).
+    pub async fn exchange_payload(
+        &mut self,
+        step: Step,
+        part: u32,
+        payload: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), ProtocolError> {
+        let (mut sending, mut receiving) = self.split();
+        let both = futures_util::join!(
+            sending.send_payload(step, part, payload),
+            receiving.recv_payload(step, part, out)
+        );
+        both.1.and(both.0)
+    }
+
+    /// Why this channel is down, once its link is.
+    pub(crate) async fn lost(&self, step: Step) -> ProtocolError {
+        self.end.gone(step, &std::io::ErrorKind::ConnectionAborted.into()).await
+    }
+}
+
+impl Sending<'_> {
+    /// Who is at the other end.
+    #[must_use]
+    pub fn peer(&self) -> Role {
+        self.end.peer
+    }
+
+    async fn send<C: Control>(&mut self, step: Step, message: &C) -> Result<(), ProtocolError> {
+        let body = encode_control(message);
+        self.send_frame(C::KIND, step, [0, 0], &body).await
+    }
+
+    /// Sends part `part` of a first-layer payload.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if the peer is gone.
+    pub async fn send_payload(&mut self, step: Step, part: u32, payload: &[u8]) -> Result<(), ProtocolError> {
+        self.send_frame(Kind::FirstLayer, step, [part, 0], payload).await
+    }
+
+    async fn send_frame(&mut self, kind: Kind, step: Step, shape: [u32; 2], body: &[u8]) -> Result<(), ProtocolError> {
+        self.send_framed(header_of(kind, step, shape, body)?, body).await
+    }
+
+    async fn send_framed(&mut self, header: Header, body: &[u8]) -> Result<(), ProtocolError> {
+        let Header { kind, step, .. } = header;
+        let Self { end, writer, sent } = self;
+        let writing = async {
+            writer.write_all(&header.encode()).await?;
+            writer.write_all(body).await?;
+            writer.flush().await
+        };
+        // A peer that never reads must not hold us.
+        let written = tokio::time::timeout(end.timeout, writing).await;
+        match written {
+            Err(_) => return Err(end.timed_out(step, format!("room for a {}", kind.name())).await),
+            Ok(Err(e)) => return Err(end.gone(step, &e).await),
+            Ok(Ok(())) => {}
+        }
+        *sent.entry(kind).or_default() += (HEADER_BYTES + body.len()) as u64;
+        trace!(to = %end.peer, "sent {}", kind_in_step(kind, step));
+        Ok(())
+    }
+}
+
+impl Receiving<'_> {
+    /// Who is at the other end.
+    #[must_use]
+    pub fn peer(&self) -> Role {
+        self.end.peer
+    }
+
+    /// Receives the control message that is due.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if anything else comes, nothing comes in time, or the peer is gone.
+    pub async fn recv<C: Control>(&mut self, step: Step) -> Result<C, ProtocolError> {
+        let header = self.recv_header(C::KIND, step).await?;
+        if header.shape != [0, 0] {
+            return Err(self.end.codec(CodecError::Control(C::KIND.name())));
+        }
+        let length = header.body_bytes as usize;
+        if length > CONTROL_BYTES_MAX {
+            return Err(self.end.body_length(&header, format!("at most {CONTROL_BYTES_MAX}")));
+        }
+        let mut body = vec![0; length];
+        self.read(&mut body, C::KIND, step).await?;
+        decode_control(&body).map_err(|e| self.end.codec(e))
     }
 
     async fn recv_matrix(
@@ -223,35 +339,25 @@ impl Channel {
         let expected = shape_of(out.dim());
         let columns = out.ncols();
         let header = self.recv_header(kind, step).await?;
+        let peer = self.end.peer;
         if header.shape != expected {
-            return Err(ProtocolError::Shape { peer: self.peer, step, kind, expected, found: header.shape });
+            return Err(ProtocolError::Shape { peer, step, kind, expected, found: header.shape });
         }
         let Some(values) = out.as_slice_mut() else {
             // Callers pass whole rows of their own buffers.
-            return Err(self.body_length(&header, "a contiguous buffer".into()));
+            return Err(self.end.body_length(&header, "a contiguous buffer".into()));
         };
         if header.body_bytes as usize != size_of_val(values) {
-            return Err(self.body_length(&header, size_of_val(values).to_string()));
+            return Err(self.end.body_length(&header, size_of_val(values).to_string()));
         }
         self.read(bytemuck::cast_slice_mut(values), kind, step).await?;
         match first_not_finite(values) {
             None => Ok(header),
-            Some(at) => Err(ProtocolError::NotFinite {
-                peer: self.peer,
-                step,
-                kind,
-                row: at / columns.max(1),
-                column: at % columns.max(1),
-            }),
+            Some(at) => {
+                let (row, column) = (at / columns.max(1), at % columns.max(1));
+                Err(ProtocolError::NotFinite { peer, step, kind, row, column })
+            }
         }
-    }
-
-    /// Sends part `part` of a first-layer payload; protocols with one part a step count it 0.
-    ///
-    /// # Errors
-    /// [`ProtocolError`] if the peer is gone.
-    pub async fn send_payload(&mut self, step: Step, part: u32, payload: &[u8]) -> Result<(), ProtocolError> {
-        self.send_frame(Kind::FirstLayer, step, [part, 0], payload).await
     }
 
     /// Receives the part of a first-layer payload that is due, of exactly the length of `out`.
@@ -263,91 +369,63 @@ impl Channel {
         let header = self.recv_header(kind, step).await?;
         if header.shape != [part, 0] {
             return Err(ProtocolError::Unexpected {
-                peer: self.peer,
+                peer: self.end.peer,
                 expected: format!("part {part} of the {}", kind_in_step(kind, step)),
                 found: format!("part {}", header.shape[0]),
             });
         }
         if header.body_bytes as usize != out.len() {
-            return Err(self.body_length(&header, out.len().to_string()));
+            return Err(self.end.body_length(&header, out.len().to_string()));
         }
         self.read(out, kind, step).await
-    }
-
-    async fn send_frame(&mut self, kind: Kind, step: Step, shape: [u32; 2], body: &[u8]) -> Result<(), ProtocolError> {
-        self.send_framed(header_of(kind, step, shape, body)?, body).await
-    }
-
-    async fn send_framed(&mut self, header: Header, body: &[u8]) -> Result<(), ProtocolError> {
-        let Header { kind, step, .. } = header;
-        let writer = &mut self.writer;
-        let writing = async {
-            writer.write_all(&header.encode()).await?;
-            writer.write_all(body).await?;
-            writer.flush().await
-        };
-        let written = tokio::time::timeout(self.timeout, writing).await;
-        match written {
-            Err(_) => return Err(self.timed_out(step, format!("room for a {}", kind.name())).await),
-            Ok(Err(e)) => return Err(self.gone(step, &e).await),
-            Ok(Ok(())) => {}
-        }
-        *self.sent.entry(kind).or_default() += (HEADER_BYTES + body.len()) as u64;
-        trace!(to = %self.peer, "sent {}", kind_in_step(kind, step));
-        Ok(())
     }
 
     async fn recv_header(&mut self, kind: Kind, step: Step) -> Result<Header, ProtocolError> {
         let mut bytes = [0; HEADER_BYTES];
         self.read(&mut bytes, kind, step).await?;
-        let header = Header::decode(&bytes).map_err(|e| self.codec(e))?;
+        let header = Header::decode(&bytes).map_err(|e| self.end.codec(e))?;
         if header.kind != kind || header.step != step {
             return Err(ProtocolError::Unexpected {
-                peer: self.peer,
+                peer: self.end.peer,
                 expected: kind_in_step(kind, step),
                 found: kind_in_step(header.kind, header.step),
             });
         }
-        trace!(from = %self.peer, "receiving {}", kind_in_step(kind, step));
+        trace!(from = %self.end.peer, "receiving {}", kind_in_step(kind, step));
         Ok(header)
     }
 
     async fn read(&mut self, out: &mut [u8], kind: Kind, step: Step) -> Result<(), ProtocolError> {
-        match tokio::time::timeout(self.timeout, self.reader.read_exact(out)).await {
-            Err(_) => Err(self.timed_out(step, kind_in_step(kind, step)).await),
-            Ok(Err(e)) => Err(self.gone(step, &e).await),
+        match tokio::time::timeout(self.end.timeout, self.reader.read_exact(out)).await {
+            Err(_) => Err(self.end.timed_out(step, kind_in_step(kind, step)).await),
+            Ok(Err(e)) => Err(self.end.gone(step, &e).await),
             Ok(Ok(_)) => Ok(()),
         }
     }
+}
 
-    /// Why this channel is down, once its link is.
-    pub(crate) async fn lost(&self, step: Step) -> ProtocolError {
-        self.gone(step, &std::io::ErrorKind::ConnectionAborted.into()).await
-    }
-
-    fn gone(&self, step: Step, error: &std::io::Error) -> impl Future<Output = ProtocolError> + Send + use<> {
-        let (peer, link, error) = (self.peer, Arc::clone(&self.link), error.to_string());
-        async move {
-            // The end of a stream can arrive just before the words that say why.
-            let _ = within(LAST_WORDS, link.down()).await;
-            if let Some(found) = link.violation() {
-                return ProtocolError::Unexpected { peer, expected: format!("a message of {step}"), found };
-            }
-            match link.peer_ending() {
-                Some(ending) => ProtocolError::PeerEnded { peer, step, ending },
-                None => ProtocolError::PeerGone { peer, step, reason: link.down_reason().unwrap_or(error) },
-            }
+impl End {
+    async fn gone(&self, step: Step, error: &std::io::Error) -> ProtocolError {
+        let Self { peer, link, .. } = self;
+        let peer = *peer;
+        // The end of a stream can arrive just before the words that say why.
+        let _ = within(LAST_WORDS, link.down()).await;
+        if let Some(found) = link.violation() {
+            return ProtocolError::Unexpected { peer, expected: format!("a message of {step}"), found };
+        }
+        match link.peer_ending() {
+            Some(ending) => ProtocolError::PeerEnded { peer, step, ending },
+            None => ProtocolError::PeerGone { peer, step, reason: link.down_reason().unwrap_or(error.to_string()) },
         }
     }
 
-    fn timed_out(&self, step: Step, expected: String) -> impl Future<Output = ProtocolError> + Send + use<> {
-        let (peer, link, waited) = (self.peer, Arc::clone(&self.link), self.timeout);
-        async move {
-            // A process that was asleep finds its time over before it has looked at what peers said meanwhile.
-            match within(LAST_WORDS, link.down()).await.and_then(|()| link.peer_ending()) {
-                Some(ending) => ProtocolError::PeerEnded { peer, step, ending },
-                None => ProtocolError::PeerTimeout { peer, step, expected, waited },
-            }
+    async fn timed_out(&self, step: Step, expected: String) -> ProtocolError {
+        let Self { peer, link, timeout } = self;
+        let (peer, waited) = (*peer, *timeout);
+        // A process that was asleep finds its time over before it has looked at what peers said meanwhile.
+        match within(LAST_WORDS, link.down()).await.and_then(|()| link.peer_ending()) {
+            Some(ending) => ProtocolError::PeerEnded { peer, step, ending },
+            None => ProtocolError::PeerTimeout { peer, step, expected, waited },
         }
     }
 

@@ -239,6 +239,28 @@ pub enum ProtocolError {
         /// Column of H1.
         column: usize,
     },
+    /// A feature of our own may not be encoded.
+    #[error("feature {column} of this party is NaN, infinite or too large to encode in row {row}: set data.clip")]
+    OwnFeature {
+        /// Row of the aligned data.
+        row: usize,
+        /// Column among this party's features.
+        column: usize,
+    },
+    /// A product of our own could wrap in the ring.
+    #[error(
+        "this party's first-layer product can reach {bound:.3e} in {step}, column {column}, and may reach {limit:.3e} at most: lower the learning rate, set data.clip, or use fewer beaver.fraction_bits"
+    )]
+    OwnProduct {
+        /// When.
+        step: Step,
+        /// Column of H1.
+        column: usize,
+        /// Largest feature times the sum of the column's weights, in magnitude.
+        bound: f64,
+        /// What still fits.
+        limit: f64,
+    },
     /// A result of our own is NaN or infinite.
     #[error("{what} is NaN or infinite in {step}: lower the learning rate, or set data.clip")]
     Diverged {
@@ -447,7 +469,7 @@ impl ProtocolError {
             Self::OpenedOutOfBound { .. } | Self::MaskReuse { .. } => (Cause::Protocol, me),
             Self::SessionMismatch { peer, .. } | Self::TaskMismatch { peer, .. } => (Cause::Configuration, *peer),
             Self::RowCount { peer, .. } | Self::Misaligned { peer } => (Cause::Data, *peer),
-            Self::OwnValue { .. } | Self::Diverged { .. } => (Cause::Data, me),
+            Self::OwnValue { .. } | Self::OwnFeature { .. } | Self::OwnProduct { .. } | Self::Diverged { .. } => (Cause::Data, me),
             Self::PeerGone { peer, .. } | Self::PeerTimeout { peer, .. } | Self::NotJoined { peer, .. } => {
                 (Cause::PeerGone, *peer)
             }
@@ -541,6 +563,12 @@ pub(crate) fn kind_in_step(kind: Kind, step: Step) -> String {
 /// Places an encode error of a `[n, width]` tensor.
 pub(crate) fn own_value(step: Step, width: usize, error: EncodeError) -> ProtocolError {
     ProtocolError::OwnValue { step, row: error.position / width.max(1), column: error.position % width.max(1) }
+}
+
+/// Places an encode error of rows of a party's features, of which the first is row `start`.
+pub(crate) fn own_feature(start: usize, features: usize, error: EncodeError) -> ProtocolError {
+    let (row, column) = (error.position / features.max(1), error.position % features.max(1));
+    ProtocolError::OwnFeature { row: start + row, column }
 }
 
 /// Places a decode error of a `[n, width]` tensor.

@@ -84,8 +84,8 @@ pub struct Joined {
     pub network: Network,
     /// Number of this start of the session.
     pub incarnation: u64,
-    /// Feature columns of all parties.
-    pub features_total: usize,
+    /// Number of feature columns of each party.
+    pub features: Vec<usize>,
     /// Which of them are this party's; empty for the server.
     pub columns: Range<usize>,
     /// Which rows are in which batch.
@@ -147,7 +147,7 @@ impl<'a> Joining<'a> {
             return Err(ProtocolError::Unexpected { peer: Role::Coordinator, expected, found });
         }
         kept.begin(incarnation)?;
-        let (features_total, columns) = columns(session, me, &start)?;
+        let (features, columns) = columns(session, me, &start)?;
         if data.is_some_and(|ours| (ours.rows, ours.features as usize) != (start.rows, columns.len())) {
             return Err(ProtocolError::Unexpected {
                 peer: Role::Coordinator,
@@ -155,7 +155,7 @@ impl<'a> Joining<'a> {
                 found: format!("{} and {}", start.rows, columns.len()),
             });
         }
-        info!(incarnation, rows = start.rows, features_total, resume = %start.resume, "session starts");
+        info!(incarnation, rows = start.rows, ?features, resume = %start.resume, "session starts");
 
         let link = std::sync::Arc::clone(coordinator.link());
         let ours = hello(incarnation);
@@ -175,7 +175,7 @@ impl<'a> Joining<'a> {
             channel.set_timeout(options.peer_timeout + more);
         }
         let schedule = session.schedule(start.rows);
-        Ok(Joined { network, incarnation, features_total, columns, schedule, resume: start.resume })
+        Ok(Joined { network, incarnation, features, columns, schedule, resume: start.resume })
     }
 }
 
@@ -255,7 +255,7 @@ fn peers(session: &SessionConfig, me: Role) -> Vec<Role> {
 }
 
 /// The columns of `me` among all features, from what the coordinator announced.
-fn columns(session: &SessionConfig, me: Role, start: &Start) -> Result<(usize, Range<usize>), ProtocolError> {
+fn columns(session: &SessionConfig, me: Role, start: &Start) -> Result<(Vec<usize>, Range<usize>), ProtocolError> {
     let wrong =
         |expected: String, found: String| ProtocolError::Unexpected { peer: Role::Coordinator, expected, found };
     if start.features.len() != usize::from(session.parties) {
@@ -270,9 +270,10 @@ fn columns(session: &SessionConfig, me: Role, start: &Start) -> Result<(usize, R
     Ok(match me {
         Role::Party(id) => {
             let first: usize = counts[..usize::from(id.0)].iter().sum();
-            (total, first..first + counts[usize::from(id.0)])
+            let own = first..first + counts[usize::from(id.0)];
+            (counts, own)
         }
-        Role::Coordinator | Role::Server => (total, 0..0),
+        Role::Coordinator | Role::Server => (counts, 0..0),
     })
 }
 

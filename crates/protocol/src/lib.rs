@@ -27,10 +27,11 @@ mod training;
 pub mod transport;
 pub mod usage;
 
-pub use channel::{Channel, Link, Reader, Writer, all, within};
+pub use channel::{Channel, Link, Reader, Receiving, Sending, Writer, all, within};
 pub use checkpoint::{Checkpoints, parameter_values, restore_parameters};
 pub use durable::write_durable;
 pub use error::{Cause, Ending, ProtocolError};
+pub use first_layer::FirstLayerKind;
 pub use identity::{Fingerprint, Identity, inspect_certificate};
 pub use incarnation::Incarnation;
 pub use join::{DataShape, JoinOptions, Joined, Joining, greet, hello};
@@ -42,8 +43,8 @@ pub use role::{PartyId, Role, RoleError};
 pub use saved_model::{SavedModel, Tensor};
 pub use schedule::{Batch, Schedule};
 pub use session::{
-    DataSection, Difference, ExponentSpec, FirstLayerKind, LookupSpec, ModelSpec, PaillierSpec, PartySection,
-    PreparationSpec, SessionConfig, SessionError, SessionFile, SessionOverrides, SharingSpec, TrainSpec,
+    DataSection, Difference, ModelSpec, PartySection, PreparationSpec, SessionConfig, SessionError, SessionFile,
+    SessionOverrides, TrainSpec,
 };
 pub use step::{Phase, Position, Step};
 pub use stop::Stop;

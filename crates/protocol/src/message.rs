@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Name and version of this protocol; TLS refuses a peer that speaks another.
-pub const ALPN: &[u8] = b"spnn/2";
+pub const ALPN: &[u8] = b"spnn/3";
 
 /// Bytes of a frame header.
 pub const HEADER_BYTES: usize = 24;
@@ -319,12 +319,14 @@ pub struct EpochEnd {
 }
 
 /// Role → coordinator: everything is saved.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Done {
     /// Processor time of the whole process, in seconds.
     pub cpu_seconds: f64,
     /// Largest resident set of the process, in bytes.
     pub peak_rss_bytes: u64,
+    /// Application bytes sent in this start of the session, by message kind, headers included.
+    pub bytes_sent: Vec<(String, u64)>,
 }
 
 /// Coordinator → all: everyone is done.
@@ -393,7 +395,8 @@ mod tests {
             &Report::EpochEnd(end),
             "01000000000000f03f00000000000000000102676f070901000000000000e03f01000000000000e03f0001000000000000f03f",
         );
-        vector(&Report::Done(Done { cpu_seconds: 0.5, peak_rss_bytes: 1 }), "02000000000000e03f01");
+        let done = Done { cpu_seconds: 0.5, peak_rss_bytes: 1, bytes_sent: vec![("go".into(), 7)] };
+        vector(&Report::Done(done), "02000000000000e03f010102676f07");
         vector(&Finish, "");
         vector(&IdDigest([1; 32]), &"01".repeat(32));
     }

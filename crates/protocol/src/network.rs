@@ -160,6 +160,24 @@ impl Network {
         all(channels.map(|((_, c), out)| c.recv_payload(step, 0, bytemuck::cast_slice_mut(out)))).await.map(drop)
     }
 
+    /// Sends the same part of a first-layer payload to every other party and receives theirs, all at once, each of exactly
+    /// the length of its buffer.
+    ///
+    /// # Errors
+    /// As [`Channel::exchange_payload`].
+    pub async fn exchange_payloads<T: bytemuck::Pod>(
+        &mut self,
+        step: Step,
+        part: u32,
+        payload: &[T],
+        out: &mut [Vec<T>],
+    ) -> Result<(), ProtocolError> {
+        let payload = bytemuck::cast_slice(payload);
+        let channels = self.parties().zip(out);
+        let each = channels.map(|((_, c), out)| c.exchange_payload(step, part, payload, bytemuck::cast_slice_mut(out)));
+        all(each).await.map(drop)
+    }
+
     /// A secret of this party and another one, from their own authenticated channel.
     ///
     /// # Errors

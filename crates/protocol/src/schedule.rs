@@ -1,6 +1,6 @@
 //! Which rows each mini-batch holds. Every role walks the same schedule, so nobody announces the next batch.
 
-use crate::{Phase, Step};
+use crate::{Phase, Position, Step};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -63,6 +63,16 @@ impl Schedule {
             step: Step { phase, epoch, batch },
             start: batch as usize * size as usize,
             rows: size.min(rows - batch * size) as usize,
+        })
+    }
+
+    /// The passes of training that are left from `resume` on: phase, epoch, and how many batches of it are over.
+    pub fn passes_of_training(&self, epochs: u32, resume: Position) -> impl Iterator<Item = (Phase, u32, usize)> + use<> {
+        let evaluates = self.test_rows > 0;
+        (resume.epoch..=epochs).flat_map(move |epoch| {
+            let over = if epoch == resume.epoch { resume.batch as usize } else { 0 };
+            let test = evaluates.then_some((Phase::Evaluate, epoch, 0));
+            [(Phase::Train, epoch, over)].into_iter().chain(test)
         })
     }
 

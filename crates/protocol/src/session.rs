@@ -1,190 +1,17 @@
 //! The session: what all roles must agree on.
 
-use crate::message::HEADER_BYTES;
+use crate::first_layer::beaver::BeaverSpec;
+use crate::first_layer::paillier::PaillierSpec;
+use crate::first_layer::sharing::SharingSpec;
+use crate::first_layer::{self, FirstLayerKind};
 use crate::{PartyId, Role, Schedule};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use spnn_crypto::paillier::{Exponent, KeyBits, Lookup, Packing};
-use spnn_crypto::{FixedPoint, FixedPointError};
+use spnn_crypto::FixedPointError;
 use spnn_nn::{HeadSpec, LabelHead, LayerSpec, Model, OptimizerSpec, Sequential, SpecError};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
-
-/// How the first layer is computed together. See [`crate::first_layer`] for who learns what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FirstLayerKind {
-    /// In the clear: the reference for tests and baselines. The server sees each party's product.
-    Plain,
-    /// Pairwise-masked additive shares: the server sees the sum only.
-    Sharing,
-    /// Aggregation under the server's Paillier key, party by party: the server sees the sum only.
-    Paillier,
-}
-
-impl fmt::Display for FirstLayerKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Plain => "plain",
-            Self::Sharing => "sharing",
-            Self::Paillier => "paillier",
-        })
-    }
-}
-
-/// The ring of `sharing` and how reals are laid into it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SharingSpec {
-    /// 64 (default) or 32. The small ring halves the bytes sent and keeps 2^-17 instead of 2^-25 precision.
-    #[serde(default = "ring_bits_default")]
-    pub ring_bits: u32,
-    /// Bits after the point; by default 24 in the large ring, 16 in the small one.
-    #[serde(default)]
-    pub fraction_bits: Option<u32>,
-    /// Largest magnitude of an opened value; by default 2^20 in the large ring, 2^13 in the small one.
-    #[serde(default)]
-    pub h1_bound: Option<f64>,
-}
-
-fn ring_bits_default() -> u32 {
-    64
-}
-
-impl Default for SharingSpec {
-    fn default() -> Self {
-        Self { ring_bits: ring_bits_default(), fraction_bits: None, h1_bound: None }
-    }
-}
-
-impl SharingSpec {
-    /// The fixed-point format for `parties` addends.
-    ///
-    /// # Errors
-    /// [`FixedPointError`] if the format cannot work.
-    pub fn fixed_point(&self, parties: u16) -> Result<FixedPoint, FixedPointError> {
-        let wide = self.ring_bits == 64;
-        let fraction_bits = self.fraction_bits.unwrap_or(if wide { 24 } else { 16 });
-        let bound = self.h1_bound.unwrap_or(f64::from(if wide { 1 << 20 } else { 1 << 13 }));
-        FixedPoint::new(self.ring_bits, fraction_bits, u32::from(parties), bound)
-    }
-}
-
-/// Key, packing and randomness of `paillier`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct PaillierSpec {
-    /// 3072 (default, 128-bit security), or 2048 (112-bit) if `allow_112_bit` says so.
-    pub key_bits: u32,
-    /// Accept the 2048-bit key.
-    pub allow_112_bit: bool,
-    /// Bits of a packed value; fewer put more values into a ciphertext.
-    pub value_bits: u32,
-    /// Bits after the point.
-    pub fraction_bits: u32,
-    /// Largest magnitude of an opened value.
-    pub h1_bound: f64,
-    /// `half` (default): randomness of half the key's length, as Damgård, Jurik and Nielsen propose. `full`: twice the
-    /// work, one assumption less.
-    pub exponent: ExponentSpec,
-    /// `constant-time` (default), or `direct`: 1.7 times faster, for a machine on which nothing else runs that could
-    /// watch its cache.
-    pub lookup: LookupSpec,
-}
-
-/// Length of the random exponents of `paillier`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ExponentSpec {
-    /// Half the key's length.
-    #[default]
-    Half,
-    /// The key's length.
-    Full,
-}
-
-/// How tables of powers are read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LookupSpec {
-    /// All of a table's rows, so that the cache tells nothing.
-    #[default]
-    ConstantTime,
-    /// The row that is wanted.
-    Direct,
-}
-
-impl From<ExponentSpec> for Exponent {
-    fn from(spec: ExponentSpec) -> Self {
-        match spec {
-            ExponentSpec::Half => Self::Short,
-            ExponentSpec::Full => Self::Full,
-        }
-    }
-}
-
-impl From<LookupSpec> for Lookup {
-    fn from(spec: LookupSpec) -> Self {
-        match spec {
-            LookupSpec::ConstantTime => Self::ConstantTime,
-            LookupSpec::Direct => Self::DirectOnOwnMachine,
-        }
-    }
-}
-
-impl Default for PaillierSpec {
-    fn default() -> Self {
-        Self {
-            key_bits: 3072,
-            allow_112_bit: false,
-            value_bits: 48,
-            fraction_bits: 24,
-            h1_bound: f64::from(1 << 20),
-            exponent: ExponentSpec::Half,
-            lookup: LookupSpec::ConstantTime,
-        }
-    }
-}
-
-impl PaillierSpec {
-    /// The fixed-point format for `parties` addends.
-    ///
-    /// # Errors
-    /// [`FixedPointError`] if the format cannot work.
-    pub fn fixed_point(&self, parties: u16) -> Result<FixedPoint, FixedPointError> {
-        FixedPoint::new(self.value_bits, self.fraction_bits, u32::from(parties), self.h1_bound)
-    }
-
-    /// The size of the server's key.
-    ///
-    /// # Errors
-    /// [`SessionError::Value`] for a size that is not offered, or not allowed by the session.
-    pub fn bits(&self) -> Result<KeyBits, SessionError> {
-        #[cfg(test)]
-        if self.key_bits == 512 {
-            return Ok(KeyBits::InsecureTest512);
-        }
-        let bits = KeyBits::try_from(self.key_bits).ok();
-        bits.filter(|&bits| bits == KeyBits::Bits3072 || self.allow_112_bit).ok_or_else(|| SessionError::Value {
-            field: "paillier.key_bits",
-            expected: "3072, or 2048 together with allow_112_bit = true".into(),
-            found: self.key_bits.to_string(),
-        })
-    }
-
-    /// How values lie in a plaintext, for `parties` addends.
-    ///
-    /// # Errors
-    /// [`SessionError::Value`] for a key size or a number of bits that cannot be.
-    pub fn packing(&self, parties: u16) -> Result<Packing, SessionError> {
-        Packing::new(self.bits()?, self.value_bits, u32::from(parties)).map_err(|e| SessionError::Value {
-            field: "paillier.value_bits",
-            expected: e.to_string(),
-            found: self.value_bits.to_string(),
-        })
-    }
-}
 
 /// The network: `private-feature` (first layer, at the parties) → `server` → `private-label` (head).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -236,6 +63,8 @@ pub struct SessionConfig {
     pub first_layer: FirstLayerKind,
     /// Ring and fixed point of `sharing`.
     pub sharing: SharingSpec,
+    /// Fixed point of `beaver`.
+    pub beaver: BeaverSpec,
     /// Key and packing of `paillier`.
     pub paillier: PaillierSpec,
     /// Public seed of schedule and initial weights.
@@ -256,6 +85,8 @@ pub struct SessionFile {
     first_layer: FirstLayerKind,
     #[serde(default)]
     sharing: SharingSpec,
+    #[serde(default)]
+    beaver: BeaverSpec,
     #[serde(default)]
     paillier: PaillierSpec,
     seed: u64,
@@ -382,6 +213,7 @@ impl SessionFile {
             label_holder: PartyId(count(holder)?),
             first_layer: self.first_layer,
             sharing: self.sharing,
+            beaver: self.beaver,
             paillier: self.paillier,
             seed: self.seed,
             preparation: PreparationSpec {
@@ -468,14 +300,9 @@ impl SessionConfig {
         check(bound.is_finite(), "sharing.h1_bound", "must be a finite number", &bound)?;
         let bound = self.paillier.h1_bound;
         check(bound.is_finite(), "paillier.h1_bound", "must be a finite number", &bound)?;
-        match self.first_layer {
-            FirstLayerKind::Plain => {}
-            FirstLayerKind::Sharing => self.sharing.fixed_point(self.parties).map(|_| ())?,
-            FirstLayerKind::Paillier => {
-                self.paillier.packing(self.parties)?;
-                self.paillier.fixed_point(self.parties).map(|_| ())?;
-            }
-        }
+        let bound = self.beaver.h1_bound;
+        check(bound.is_finite(), "beaver.h1_bound", "must be a finite number", &bound)?;
+        first_layer::validate(self)?;
         let p = &self.preparation;
         check((0.0..1.0).contains(&p.test_fraction), "data.test_fraction", "must be 0 ≤ f < 1", &p.test_fraction)?;
         if let Some(clip) = p.clip {
@@ -493,18 +320,6 @@ impl SessionConfig {
         let widest = u64::from(h).max(outputs as u64);
         let body = widest.saturating_mul(8).saturating_mul(u64::from(b));
         check(body <= u64::from(u32::MAX), "train.batch_size", "batch × width × 8 bytes must fit a 4 GiB message", &b)
-    }
-
-    /// Bytes of the first-layer messages that each party sends for a batch of `rows` rows, headers included.
-    #[must_use]
-    pub fn first_layer_bytes(&self, rows: u32) -> u64 {
-        let values = u64::from(rows) * u64::from(self.model.hidden_width);
-        let header = HEADER_BYTES as u64;
-        match self.first_layer {
-            FirstLayerKind::Plain => header + 4 * values,
-            FirstLayerKind::Sharing => header + u64::from(self.sharing.ring_bits / 8) * values,
-            FirstLayerKind::Paillier => crate::first_layer::paillier::message_bytes(self, values),
-        }
     }
 
     /// The canonical text of the session, the same for equal sessions.

@@ -16,7 +16,6 @@ use spnn_protocol::transport::Transport;
 use spnn_protocol::{
     Attempts, Cause, Checkpoints, Ending, JoinOptions, Joined, Joining, Network, Position, ProtocolError, Role,
     SavedModel, Schedule, SessionConfig, SessionError, Step, Training, all_done, parameter_values, restore_parameters,
-    usage,
 };
 use std::time::Duration;
 use tracing::info;
@@ -185,7 +184,7 @@ impl<'a> Running<'a> {
             Task::Evaluate | Task::Predict => self.serve(&mut *first_layer).await?,
         }
         self.training.settle()?;
-        let done = Done { cpu_seconds: usage::cpu_seconds(), peak_rss_bytes: usage::peak_rss_bytes() };
+        let done = Done::of(&self.network);
         self.network.send(Role::Coordinator, Step::SETUP, &Report::Done(done)).await?;
         self.network.channel(Role::Coordinator)?.set_timeout(LONG);
         let Finish = self.network.recv(Role::Coordinator, Step::SETUP).await?;

@@ -1,8 +1,9 @@
 //! One suite, run for every first-layer protocol.
 
-use super::{PartySide, ServerSide, party_side, server_side};
+use super::beaver::Dealer;
+use super::{PartySide, ServerSide, dealer_side, party_side, server_side};
 use crate::transport::{MemoryNetwork, Transport};
-use crate::{Cause, FirstLayerKind, Network, Phase, ProtocolError, Role, SessionConfig, SessionFile, Step};
+use crate::{Cause, FirstLayerKind, Network, Phase, ProtocolError, Role, Sending, SessionConfig, SessionFile, Step};
 use ndarray::{Array2, s};
 use proptest::prelude::*;
 use spnn_crypto::SecretRng;
@@ -16,11 +17,15 @@ const TIMEOUT: Duration = Duration::from_millis(400);
 const SET_UP: Duration = Duration::from_secs(60);
 const STEP: Step = Step { phase: Phase::Train, epoch: 1, batch: 0 };
 
+/// Rows of a small case.
+const ROWS: [u32; 8] = [0, 1, 2, 3, 4, 5, 6, 7];
+
 /// Protocol, ring.
-const VARIANTS: [(FirstLayerKind, u32); 4] = [
+const VARIANTS: [(FirstLayerKind, u32); 5] = [
     (FirstLayerKind::Plain, 64),
     (FirstLayerKind::Sharing, 64),
     (FirstLayerKind::Sharing, 32),
+    (FirstLayerKind::Beaver, 64),
     (FirstLayerKind::Paillier, 64),
 ];
 
@@ -57,21 +62,36 @@ pub(crate) async fn networks(roles: &[Role], pipe: usize, timeout: Duration) -> 
 struct World {
     parties: Vec<(Network, Box<dyn PartySide>)>,
     server: (Network, Box<dyn ServerSide>),
+    coordinator: (Network, Option<Dealer>),
 }
 
 impl World {
-    async fn new(session: &SessionConfig, incarnation: u64) -> Self {
-        let roles: Vec<Role> = session.party_roles().chain([Role::Server]).collect();
+    async fn new(session: &SessionConfig, incarnation: u64, case: &Case) -> Self {
+        Self::set_up(session, incarnation, case).await.unwrap()
+    }
+
+    async fn set_up(session: &SessionConfig, incarnation: u64, case: &Case) -> Result<Self, ProtocolError> {
+        let roles: Vec<Role> = session.party_roles().chain([Role::Server, Role::Coordinator]).collect();
         let mut networks = networks(&roles, PIPE, SET_UP).await;
-        let mut server_network = networks.pop().unwrap();
-        let parties = crate::all(networks.into_iter().map(|mut network| async move {
-            let side = party_side(session, incarnation, &mut network).await?;
-            network.channels().for_each(|c| c.set_timeout(TIMEOUT));
-            Ok((network, side))
+        let mut coordinator = networks.pop().unwrap();
+        let mut server = networks.pop().unwrap();
+        let features: Vec<usize> = case.x.iter().map(Array2::ncols).collect();
+        let parties = crate::all(networks.into_iter().zip(&case.x).map(|(mut network, x)| {
+            let features = &features;
+            async move {
+                let side = party_side(session, incarnation, &mut network, features, x.view()).await?;
+                network.channels().for_each(|c| c.set_timeout(TIMEOUT));
+                Ok((network, side))
+            }
         }));
-        let (parties, side) = tokio::join!(parties, server_side(session, incarnation, &mut server_network));
-        server_network.channels().for_each(|c| c.set_timeout(TIMEOUT));
-        Self { parties: parties.unwrap(), server: (server_network, side.unwrap()) }
+        let mut senders = senders_to_parties(&mut coordinator);
+        let dealing = dealer_side(session, incarnation, features.iter().sum(), &mut senders);
+        let (parties, side, dealer) =
+            tokio::join!(parties, server_side(session, incarnation, &mut server), dealing);
+        drop(senders);
+        // The server waits for parties that wait for each other: they say who is gone.
+        server.channels().for_each(|c| c.set_timeout(2 * TIMEOUT));
+        Ok(Self { parties: parties?, server: (server, side?), coordinator: (coordinator, dealer?) })
     }
 
     /// All parties contribute `rows` rows to `sent`, the server opens `due` rows of `step`. What the server got.
@@ -81,25 +101,44 @@ impl World {
         sent: (Step, usize),
         due: (Step, usize),
     ) -> Result<Array2<f32>, ProtocolError> {
+        let rows: Vec<u32> = (0..).take(sent.1).collect();
+        let rows = &rows[..];
         let forwards = self.parties.iter_mut().zip(case.x.iter().zip(&case.w)).enumerate();
         let forwards = forwards.map(|(i, ((network, side), (x, w)))| async move {
             if i % 2 == 0 {
-                side.prepare(sent.0, sent.1);
+                side.prepare(sent.0, rows);
             }
-            side.forward(network, sent.0, x.slice(s![..sent.1, ..]), w.view()).await
+            let done = side.forward(network, sent.0, rows, x.slice(s![..sent.1, ..]), w.view()).await;
+            if let Err(e) = &done {
+                // As a process would: peers that wait for this one must hear why it goes.
+                let ending = e.ending(network.me());
+                network.channels().for_each(|c| c.link().end(ending));
+            }
+            done
         });
         let (network, side) = &mut self.server;
         let opening = async {
             let opened = side.open(network, due.0, due.1).await.map(|h1| h1.to_owned());
             if opened.is_err() {
-                // As a process would: peers that wait for this one must notice.
                 *network = Network::new(Role::Server);
             }
             opened
         };
-        let (forwards, opened) = tokio::join!(crate::all(forwards), opening);
+        let (coordinator, dealer) = &mut self.coordinator;
+        let mut senders = senders_to_parties(coordinator);
+        let dealing = async {
+            if let Some(dealer) = dealer {
+                // Where a party is gone, others say so.
+                let _ = dealer.deal(&mut senders, sent.0, rows).await;
+            }
+        };
+        let (forwards, opened, ()) = tokio::join!(crate::all(forwards), opening, dealing);
         opened.and_then(|h1| forwards.map(|_| h1))
     }
+}
+
+fn senders_to_parties(coordinator: &mut Network) -> Vec<Sending<'_>> {
+    coordinator.channels().filter(|c| c.peer() != Role::Server).map(|c| c.split().0).collect()
 }
 
 struct Case {
@@ -137,6 +176,15 @@ fn bound(session: &SessionConfig, case: &Case, row: usize, column: usize) -> f64
             let f = session.sharing.fixed_point(session.parties).unwrap().fraction_bits();
             float + k * 0.5_f64.powi(f.cast_signed() + 1)
         }
+        FirstLayerKind::Beaver => {
+            // Each factor is off by half a unit; the product of the encoded matrices is exact.
+            let half = 0.5_f64.powi(session.beaver.fraction_bits.cast_signed() + 1);
+            let factors: f64 = (case.x.iter().zip(&case.w))
+                .flat_map(|(x, w)| (0..w.nrows()).map(move |j| (f64::from(x[[row, j]]), f64::from(w[[j, column]]))))
+                .map(|(x, w)| (x.abs() + w.abs() + half) * half)
+                .sum();
+            factors + unit * (magnitude + factors)
+        }
         FirstLayerKind::Paillier => {
             let f = session.paillier.fraction_bits;
             float + k * 0.5_f64.powi(f.cast_signed() + 1)
@@ -153,7 +201,7 @@ proptest! {
             let session = session(kind, ring_bits, parties, width);
             let case = case(parties, rows, width, seed);
             let h1 = block_on(async {
-                World::new(&session, 1).await.step(&case, (STEP, rows), (STEP, rows)).await.unwrap()
+                World::new(&session, 1, &case).await.step(&case, (STEP, rows), (STEP, rows)).await.unwrap()
             });
             prop_assert_eq!(h1.dim(), (rows, width));
             for ((row, column), &found) in h1.indexed_iter() {
@@ -172,9 +220,9 @@ fn a_wrong_step_is_refused() {
     for (kind, ring_bits) in VARIANTS {
         let session = session(kind, ring_bits, 3, 3);
         let late = Step { batch: 1, ..STEP };
-        let error = block_on(async {
-            World::new(&session, 1).await.step(&case(3, 5, 3, 1), (late, 5), (STEP, 5)).await.unwrap_err()
-        });
+        let case = case(3, 5, 3, 1);
+        let error =
+            block_on(async { World::new(&session, 1, &case).await.step(&case, (late, 5), (STEP, 5)).await.unwrap_err() });
         assert!(matches!(&error, ProtocolError::Unexpected { peer: Role::Party(_), .. }), "{kind}: {error}");
     }
 }
@@ -183,9 +231,9 @@ fn a_wrong_step_is_refused() {
 fn a_wrong_shape_is_refused() {
     for (kind, ring_bits) in VARIANTS {
         let session = session(kind, ring_bits, 3, 3);
-        let error = block_on(async {
-            World::new(&session, 1).await.step(&case(3, 5, 3, 1), (STEP, 4), (STEP, 5)).await.unwrap_err()
-        });
+        let case = case(3, 5, 3, 1);
+        let error =
+            block_on(async { World::new(&session, 1, &case).await.step(&case, (STEP, 4), (STEP, 5)).await.unwrap_err() });
         // Where the length does not show it, what is opened does: rows that nobody sent are far out of bound.
         assert_eq!(error.ending(Role::Server).cause, Cause::Protocol, "{kind}: {error}");
     }
@@ -198,7 +246,7 @@ fn a_lost_or_silent_party_is_an_error_in_time() {
         let case = case(2, 5, 3, 1);
         for drop_it in [true, false] {
             let error = block_on(async {
-                let mut world = World::new(&session, 1).await;
+                let mut world = World::new(&session, 1, &case).await;
                 let mut silent = world.parties.pop();
                 if drop_it {
                     silent = None;
@@ -210,6 +258,8 @@ fn a_lost_or_silent_party_is_an_error_in_time() {
             let named = match &error {
                 ProtocolError::PeerGone { peer, .. } => drop_it && *peer == Role::party(1),
                 ProtocolError::PeerTimeout { peer, .. } => !drop_it && *peer == Role::party(1),
+                // Where parties wait for each other, the one that waited tells the server.
+                ProtocolError::PeerEnded { ending, .. } => ending.culprit == Role::party(1),
                 _ => false,
             };
             assert!(named, "{kind}, dropped: {drop_it}: {error}");
@@ -224,9 +274,15 @@ fn a_value_that_cannot_be_encoded_is_not_sent() {
         let mut case = case(2, 5, 3, 1);
         case.x[0][[3, 0]] = f32::NAN;
         block_on(async {
-            let mut world = World::new(&session, 1).await;
+            if kind == FirstLayerKind::Beaver {
+                // There features are encoded once, for all steps.
+                let error = World::set_up(&session, 1, &case).await.err().unwrap();
+                assert!(matches!(error, ProtocolError::OwnFeature { row: 3, column: 0 }), "{error}");
+                return;
+            }
+            let mut world = World::new(&session, 1, &case).await;
             let (network, side) = &mut world.parties[0];
-            let sent = side.forward(network, STEP, case.x[0].view(), case.w[0].view()).await;
+            let sent = side.forward(network, STEP, &ROWS[..5], case.x[0].view(), case.w[0].view()).await;
             assert!(matches!(sent, Err(ProtocolError::OwnValue { row: 3, column: 0, .. })), "{kind}: {sent:?}");
             assert!(network.sent().is_empty());
         });
@@ -239,14 +295,14 @@ fn masks_are_used_once() {
         let session = session(kind, ring_bits, 2, 3);
         let case = case(2, 2, 3, 1);
         block_on(async {
-            let mut world = World::new(&session, 1).await;
+            let mut world = World::new(&session, 1, &case).await;
             let next = Step { batch: 1, ..STEP };
             for (step, fresh) in [(STEP, true), (next, true)] {
                 assert_eq!(world.step(&case, (step, 2), (step, 2)).await.is_ok(), fresh, "{kind} {step}");
             }
             for step in [STEP, next] {
                 for (i, (network, side)) in world.parties.iter_mut().enumerate() {
-                    let again = side.forward(network, step, case.x[i].view(), case.w[i].view()).await;
+                    let again = side.forward(network, step, &ROWS[..2], case.x[i].view(), case.w[i].view()).await;
                     assert!(matches!(again, Err(ProtocolError::MaskReuse { .. })), "{kind} {step}: {again:?}");
                 }
             }
@@ -262,10 +318,10 @@ fn a_share_alone_is_noise() {
     let mut seen: Vec<Vec<u64>> = Vec::new();
     for incarnation in [1, 2] {
         block_on(async {
-            let mut world = World::new(&session, incarnation).await;
+            let mut world = World::new(&session, incarnation, &case).await;
             let (network, side) = &mut world.parties[0];
             let mut words = vec![0_u64; 8 * 3];
-            let sending = side.forward(network, STEP, case.x[0].view(), case.w[0].view());
+            let sending = side.forward(network, STEP, &ROWS, case.x[0].view(), case.w[0].view());
             let channel = world.server.0.channel(Role::party(0)).unwrap();
             let (sent, got) =
                 tokio::join!(sending, channel.recv_payload(STEP, 0, bytemuck::cast_slice_mut(&mut words)));

@@ -7,10 +7,16 @@
 //! Refused unless a role's own configuration allows it by name.
 
 use super::{PartySide, ServerSide};
-use crate::message::Kind;
+use crate::message::{HEADER_BYTES, Kind};
 use crate::{Network, ProtocolError, Role, SessionConfig, Step};
 use async_trait::async_trait;
 use ndarray::{Array2, ArrayView2, s};
+
+/// Bytes that each party sends in a step of `rows` rows, headers included.
+#[must_use]
+pub fn step_bytes(session: &SessionConfig, rows: u64) -> u64 {
+    HEADER_BYTES as u64 + 4 * rows * u64::from(session.model.hidden_width)
+}
 
 /// A party's side.
 pub struct Party {
@@ -27,12 +33,13 @@ impl Party {
 
 #[async_trait]
 impl PartySide for Party {
-    fn prepare(&mut self, _step: Step, _rows: usize) {}
+    fn prepare(&mut self, _step: Step, _rows: &[u32]) {}
 
     async fn forward(
         &mut self,
         network: &mut Network,
         step: Step,
+        _rows: &[u32],
         x: ArrayView2<'_, f32>,
         w: ArrayView2<'_, f32>,
     ) -> Result<(), ProtocolError> {

@@ -19,11 +19,58 @@
 use super::plain::multiply;
 use super::{MaskSteps, PartySide, ServerSide};
 use crate::error::{out_of_bound, own_value};
+use crate::message::HEADER_BYTES;
 use crate::{Network, ProtocolError, Role, SessionConfig, Step};
 use async_trait::async_trait;
 use ndarray::{Array2, ArrayView2, s};
-use spnn_crypto::{FixedPoint, PairKey, RingElement, Sign};
+use serde::{Deserialize, Serialize};
+use spnn_crypto::{FixedPoint, FixedPointError, PairKey, RingElement, Sign};
 use zeroize::Zeroize;
+
+/// The ring of `sharing` and how reals are laid into it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharingSpec {
+    /// 64 (default) or 32. The small ring halves the bytes sent and keeps 2^-17 instead of 2^-25 precision.
+    #[serde(default = "ring_bits_default")]
+    pub ring_bits: u32,
+    /// Bits after the point; by default 24 in the large ring, 16 in the small one.
+    #[serde(default)]
+    pub fraction_bits: Option<u32>,
+    /// Largest magnitude of an opened value; by default 2^20 in the large ring, 2^13 in the small one.
+    #[serde(default)]
+    pub h1_bound: Option<f64>,
+}
+
+fn ring_bits_default() -> u32 {
+    64
+}
+
+impl Default for SharingSpec {
+    fn default() -> Self {
+        Self { ring_bits: ring_bits_default(), fraction_bits: None, h1_bound: None }
+    }
+}
+
+impl SharingSpec {
+    /// The fixed-point format for `parties` addends.
+    ///
+    /// # Errors
+    /// [`FixedPointError`] if the format cannot work.
+    pub fn fixed_point(&self, parties: u16) -> Result<FixedPoint, FixedPointError> {
+        let wide = self.ring_bits == 64;
+        let fraction_bits = self.fraction_bits.unwrap_or(if wide { 24 } else { 16 });
+        let bound = self.h1_bound.unwrap_or(f64::from(if wide { 1 << 20 } else { 1 << 13 }));
+        FixedPoint::new(self.ring_bits, fraction_bits, u32::from(parties), bound)
+    }
+}
+
+/// Bytes that each party sends in a step of `rows` rows, headers included.
+#[must_use]
+pub fn step_bytes(session: &SessionConfig, rows: u64) -> u64 {
+    let value = u64::from(session.sharing.ring_bits / 8);
+    HEADER_BYTES as u64 + value * rows * u64::from(session.model.hidden_width)
+}
 
 /// A party's side.
 pub struct Party<R: RingElement> {
@@ -69,14 +116,15 @@ impl<R: RingElement> Party<R> {
 
 #[async_trait]
 impl<R: RingElement> PartySide for Party<R> {
-    fn prepare(&mut self, step: Step, rows: usize) {
-        self.derive(step, rows);
+    fn prepare(&mut self, step: Step, rows: &[u32]) {
+        self.derive(step, rows.len());
     }
 
     async fn forward(
         &mut self,
         network: &mut Network,
         step: Step,
+        _rows: &[u32],
         x: ArrayView2<'_, f32>,
         w: ArrayView2<'_, f32>,
     ) -> Result<(), ProtocolError> {
@@ -111,13 +159,13 @@ impl<R: RingElement> Server<R> {
     /// # Errors
     /// [`ProtocolError::FixedPoint`] if the session's format cannot work.
     pub fn new(session: &SessionConfig) -> Result<Self, ProtocolError> {
+        Ok(Self::with_format(session, session.sharing.fixed_point(session.parties)?))
+    }
+
+    /// A side that opens sums of shares in `format`.
+    pub(super) fn with_format(session: &SessionConfig, format: FixedPoint) -> Self {
         let width = session.model.hidden_width as usize;
-        Ok(Self {
-            format: session.sharing.fixed_point(session.parties)?,
-            width,
-            shares: vec![Vec::new(); session.parties.into()],
-            h1: Array2::zeros((0, width)),
-        })
+        Self { format, width, shares: vec![Vec::new(); session.parties.into()], h1: Array2::zeros((0, width)) }
     }
 }
 
