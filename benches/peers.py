@@ -17,6 +17,7 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -415,6 +416,8 @@ NOT_RUN = [
 
 
 def main():
+    # So that a stop also ends what is running; --resume goes on.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     options = arguments()
     state = State(options)
     speed.SPNN, speed.TIMEOUT_S = options.binary, TIMEOUT_S
@@ -483,8 +486,8 @@ class State:
             # What another build gave is measured again.
             kept = {fingerprint(f) for f in (options.binary, options.product)} | {None}
             self.sittings, self.versions = old["sittings"], old["versions"]
-            self.rows = [row for row in old["rows"] if "failed" not in row and row.get("binary") in kept]
-        self.sittings.append(time.time())
+            self.rows = [row for row in old["rows"] if row.get("binary") in kept]
+        self.started = time.time()
         for name, found in options.versions.items():
             if found:
                 self.versions[name] = found
@@ -493,8 +496,12 @@ class State:
 
     def measure(self, r, shape, system, options, name=None):
         name = name or system.name
-        if (system.name in options.only or system is PYTORCH) and not self.row(r, shape, name):
-            row = {"round": r, "shape": shape, "system": name}
+        if (system.name in options.only or system is PYTORCH) and not self.done(r, shape, name):
+            if self.started not in self.sittings:
+                self.sittings.append(self.started)
+            # What failed before is tried again.
+            self.rows = [x for x in self.rows if (x["round"], x["shape"], x["system"]) != (r, shape, name)]
+            row, started = {"round": r, "shape": shape, "system": name}, time.time()
             try:
                 need(system, options)
                 row |= system.measure(shape, options)
@@ -504,7 +511,7 @@ class State:
                 told = row["failed"] = without_paths(str(why))
             except (KeyError, ValueError, TypeError, IndexError) as why:
                 told = row["failed"] = without_paths(f"failed: its output is not as expected ({why!r})")
-            row["at"] = time.time()
+            row |= {"at": time.time(), "took": time.time() - started}
             self.rows.append(row)
             self.flush()
             print(f"round {r}/{options.rounds} {shape} {name}: {told}", flush=True)
@@ -515,13 +522,12 @@ class State:
         partial.write_text(json.dumps(content, indent=1) + "\n")
         os.replace(partial, self.file)
 
-    def row(self, r, shape, name):
-        found = [x for x in self.rows if (x["round"], x["shape"], x["system"]) == (r, shape, name)]
-        return found[-1] if found else None
-
     def done(self, r, shape, name):
-        row = self.row(r, shape, name)
-        return row if row and "failed" not in row else None
+        """The figures, if there are any."""
+        return next(
+            (x for x in self.rows if (x["round"], x["shape"], x["system"]) == (r, shape, name) and "failed" not in x),
+            None,
+        )
 
     def why_not(self, shape, name):
         reasons = [x["failed"] for x in self.rows if (x["shape"], x["system"]) == (shape, name) and "failed" in x]
@@ -632,9 +638,10 @@ def page(state, options):
 
 def head(state, options):
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    others = [row["others"] for row in state.rows if "others" in row]
+    # SecretFlow leaves its processes to the system, so that their time cannot be told from that of others.
+    others = [row["others"] for row in state.rows if "others" in row and not row["system"].startswith("secretflow")]
     command = shlex.join(["python3", "benches/peers.py", *map(without_paths, sys.argv[1:])])
-    started, ended = state.sittings[0], max((row["at"] for row in state.rows), default=time.time())
+    ended = max((row["at"] for row in state.rows), default=time.time())
     sittings = f", in {len(state.sittings)} sittings" if len(state.sittings) > 1 else ""
     busy = "Nothing was run."
     if others:
@@ -656,7 +663,7 @@ def head(state, options):
     return [
         "# Benchmarks",
         "",
-        f"Made by `{command}` from {date(started)} to {date(ended)}{sittings};",
+        f"Made by `{command}` from {date(min([*state.sittings, ended]))} to {date(ended)}{sittings};",
         f"[benches/README.md]({readme}) says how to install the peers and run it.",
         "",
         f"- Machine: {cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores, {vectors()}, {platform.system()},"
@@ -757,8 +764,8 @@ def first_epochs(state, shape, rounds):
     notes = []
     for system in SYSTEMS:
         for r in range(rounds, 0, -1):
-            row = state.done(r, shape, system.name)
-            if row and row.get("bytes_first_epoch", 0) > row["bytes"] * 1.01:
+            row = state.done(r, shape, system.name) or {}
+            if "bytes_first_epoch" in row and row["bytes_first_epoch"] > row["bytes"] * 1.01:
                 more = size(row["bytes_first_epoch"] - row["bytes"])
                 notes.append(f"{system.label} sends {more} more in its first epoch.")
                 break
@@ -838,17 +845,17 @@ def goal(state, options):
         " the mode's.",
         "",
     ]
-    rows, reached, short, missing = [], [], [], []
+    rows, reached, short, missing = [], [], [], {}
     for mode, peer_label, kind, shape, pairs in compared(state, options):
-        which = f"{mode} against {peer_label.strip('*')} ({shape})"
+        which = f"{mode} against {peer_label.strip('*')}"
         pairs = [(a, b) for a, b in pairs if a and b]
         if not pairs:
-            missing.append(which)
+            missing.setdefault(which, []).append(shape)
             continue
         wall, cpu = ([a[f] / b[f] for a, b in pairs] for f in ("wall", "cpu"))
         both = [statistics.median(factors) >= GOAL for factors in (wall, cpu)]
         factors = f"{number(statistics.median(wall))} by wall time, {number(statistics.median(cpu))} by processor time"
-        (reached if all(both) else short).append(f"{which}: {factors}")
+        (reached if all(both) else short).append(f"{which} ({shape}): {factors}")
         verdict = ["no", "by CPU only", "by wall time only", "yes"][2 * both[0] + both[1]]
         rows.append([mode, peer_label, kind, shape, verdict, times(wall), times(cpu)])
     if rows:
@@ -858,7 +865,12 @@ def goal(state, options):
     if short:
         lines += ["", "Not so:", "", *(f"- {text}." for text in short)]
     if missing:
-        lines += ["", "Not measured, because one side has no figures:", "", *(f"- {text}." for text in missing)]
+        lines += [
+            "",
+            "Not measured, because one side has no figures:",
+            "",
+            *(f"- {pair} ({', '.join(shapes)})." for pair, shapes in missing.items()),
+        ]
     return lines
 
 
@@ -908,7 +920,7 @@ def table(words, header, rows):
 
 
 def spread(values):
-    return ranged(values, lambda v: f"{v:.3g}", "")
+    return ranged(values, lambda v: f"{v:,.0f}" if v >= 1000 else f"{v:.3g}", "")
 
 
 def times(factors):
