@@ -400,9 +400,10 @@ COMPARABLE = {
     ],
 }
 
-# Never run by this script. Checked by hand.
+# Never run by this script. MP-SPDZ was looked up by its name; what is said of the rest comes from ../shared/PEERS.md.
 NOT_RUN = [
-    "**MP-SPDZ**: no package of it is in the Python, Debian, npm or Rust registries; it is built from its sources.",
+    "**MP-SPDZ**: the Python, Debian, npm and Rust registries had nothing by its name when looked up; it is built from"
+    " its sources.",
     "**FATE** (`pyfate`, SSHE Hetero-NN layer): Python 3.10 only, 5.9 GB, and its layer runs only under FATE's own"
     " launcher; no script here drives it.",
     "**TF-Encrypted**: bound to Python 3.8 and one TensorFlow release; it trains on shares in all layers as CrypTen and"
@@ -638,15 +639,19 @@ def page(state, options):
 
 def head(state, options):
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    # SecretFlow leaves its processes to the system, so that their time cannot be told from that of others.
-    others = [row["others"] for row in state.rows if "others" in row and not row["system"].startswith("secretflow")]
+    # CrypTen, SPU and SecretFlow do not wait for their processes, whose time then looks like that of others.
+    waited = (TORCH, "grpc", "flower", "spnn-")
+    others = [row["others"] for row in state.rows if "others" in row and row["system"].startswith(waited)]
     command = shlex.join(["python3", "benches/peers.py", *map(without_paths, sys.argv[1:])])
     ended = max((row["at"] for row in state.rows), default=time.time())
-    sittings = f", in {len(state.sittings)} sittings" if len(state.sittings) > 1 else ""
+    sittings = ""
+    if len(state.sittings) > 1:
+        sittings = f", in {len(state.sittings)} sittings (**so figures of one round may be from different times**)"
     busy = "Nothing was run."
     if others:
         usual, most = statistics.median(others), max(others)
-        busy = f"Others had {usual:.0%} of the cores' time (median over the measurements; {most:.0%} at most)."
+        busy = f"Others had {usual:.0%} of the cores' time (median; {most:.0%} at most;"
+        busy += " over the runs of PyTorch, gRPC, Flower and spnn)."
         # Processor time bears that better than wall time, but caches and clocks are shared.
         busy += " **Too busy a machine to quote these times.**" * (usual > 0.1)
     kinds = {"torch": "PyTorch, gRPC, Flower, CrypTen", "spu": "SPU", "secretflow": "SecretFlow", "spnn": "spnn"}
@@ -906,7 +911,13 @@ def absent(state, options):
                 reasons.setdefault((system.label, state.why_not(shape, system.name)), []).append(what)
     lines = [f"- {label} ({', '.join(shapes)}): {why}." for (label, why), shapes in reasons.items()]
     lines = lines or ["Everything above has figures."]
-    return [*lines, "", "Not part of this benchmark:", "", *(f"- {text}" for text in NOT_RUN)]
+    return [
+        *lines,
+        "",
+        "Never run by this script; what is said of them was noted earlier, not checked in this run:",
+        "",
+        *(f"- {text}" for text in NOT_RUN),
+    ]
 
 
 def brief(reason):
