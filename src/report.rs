@@ -449,7 +449,9 @@ fn leaks(record: &SessionRecord) -> String {
         "H1 is linear in the features: a server that knows some of the records can rebuild features of the others from it.",
     );
     if record.first_layer == FirstLayerKind::Beaver {
-        leaks.push("The coordinator deals the triples: together with any one party it can open all features and weights.");
+        leaks.push(
+            "The coordinator deals the triples: together with any one party it can open all features and weights.",
+        );
     }
     match record.first_layer {
         FirstLayerKind::Plain => {}

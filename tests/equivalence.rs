@@ -10,7 +10,7 @@ use spnn::coordinator::{Event, Observer};
 use spnn::party::PartyOptions;
 use spnn::party::data::DataSource;
 use spnn::pooled::{self, Pooled};
-use spnn::protocol::{JoinOptions, Phase, Role, SessionConfig, SessionFile, Task};
+use spnn::protocol::{FirstLayerKind, JoinOptions, Phase, Role, SessionConfig, SessionFile, Task};
 use spnn::sources::{sources, split_columns};
 use std::collections::BTreeMap;
 use std::fs;
@@ -235,16 +235,22 @@ fn measure(session: &SessionConfig, data: &[DataSource]) -> Measured {
     Measured { u, norms: [p, v, w], weights: [v, w], moved: distances(&start, end) }
 }
 
-/// Half a unit of the fixed point, for each party; nothing in `plain`.
-fn encoding(session: &SessionConfig) -> f64 {
+/// How far one value of H1 may be off by what the protocol encodes: half a unit of the fixed point for each party's
+/// product; in `beaver` half a unit for each feature and weight, times the other factor; nothing in `plain`. The features
+/// are `d` and at most the session's clip, and a column of weights is at most as long as all of them.
+fn encoding(session: &SessionConfig, d: usize, weights: f64) -> f64 {
+    let half_unit = |bits: u32| 2.0_f64.powi(-(bits as i32 + 1));
     match session.first_layer {
-        spnn::protocol::FirstLayerKind::Plain => 0.0,
-        spnn::protocol::FirstLayerKind::Sharing => {
+        FirstLayerKind::Plain => 0.0,
+        FirstLayerKind::Sharing => {
             let bits = session.sharing.fixed_point(session.parties).unwrap().fraction_bits();
-            f64::from(session.parties) * 2.0_f64.powi(-(bits as i32 + 1))
+            f64::from(session.parties) * half_unit(bits)
         }
-        #[allow(unreachable_patterns, reason = "kinds that come later")]
-        _ => unreachable!(),
+        FirstLayerKind::Beaver => {
+            let (half, d) = (half_unit(session.beaver.fraction_bits), d as f64);
+            half * (d * session.preparation.clip.unwrap() + d.sqrt() * weights + d * half)
+        }
+        FirstLayerKind::Paillier => f64::from(session.parties) * half_unit(session.paillier.fraction_bits),
     }
 }
 
@@ -255,8 +261,9 @@ fn shown(values: [f64; 3]) -> String {
 /// Trains both ways and compares. Gives the one process back, and how far the split session was from it.
 fn check(session: &SessionConfig, data: &[DataSource]) -> (Pooled, [f64; 3]) {
     let measured = measure(session, data);
-    let bound = bound(measured.u, measured.norms, measured.weights, encoding(session));
     let pooled = pooled::train(session, data, None).unwrap();
+    let encoding = encoding(session, pooled.features, measured.norms[0]);
+    let bound = bound(measured.u, measured.norms, measured.weights, encoding);
     let found = distances(&split(session, data), &pooled);
     println!(
         "{} {}: {} parties, differences {}, bounds {}, moved {}",
@@ -279,24 +286,25 @@ fn check(session: &SessionConfig, data: &[DataSource]) -> (Pooled, [f64; 3]) {
 
 #[test]
 fn a_split_session_is_one_network() {
-    let found = [("plain", 64), ("sharing", 64), ("sharing", 32)].map(|(kind, ring_bits)| {
+    let found = [("plain", 64), ("sharing", 64), ("sharing", 32), ("beaver", 64)].map(|(kind, ring_bits)| {
         let mut table = example();
         short(&mut table);
         table.insert("first_layer".into(), kind.into());
         table.insert("sharing".into(), kit::table(&format!("ring_bits = {ring_bits}")).into());
+        // Two bits more than the default: the bound takes every feature for as large as the clip.
+        table.insert("beaver".into(), kit::table("fraction_bits = 22\nh1_bound = 1e5").into());
         let file = parse(&table);
         check(&file.config().unwrap(), &sources(&file.data, Path::new("/")).unwrap()).1
     });
     // Roundings average out far below the bound: a few units of f32, and of the small ring's 2^-17 after twenty steps.
     // Fewer fraction bits than agreed would show here.
-    for (found, limit) in found.into_iter().zip([2e-7, 2e-7, 6e-7]) {
+    for (found, limit) in found.into_iter().zip([2e-7, 2e-7, 6e-7, 2e-7]) {
         assert!(norm(found) < limit, "{found:?} above {limit:e}");
     }
 }
 
-#[test]
-fn the_number_of_parties_does_not_matter() {
-    let directory = tempfile::tempdir().unwrap();
+/// A short session of the example on one file with the columns of both, written to `directory`.
+fn one_file(directory: &Path) -> Table {
     let [clinic, laboratory] = ["clinic", "laboratory"]
         .map(|name| fs::read_to_string(repository(&format!("examples/breast_cancer/{name}.csv"))).unwrap());
     let joined: String = clinic
@@ -304,23 +312,52 @@ fn the_number_of_parties_does_not_matter() {
         .zip(laboratory.lines())
         .map(|(a, b)| format!("{a},{}\n", b.split_once(',').unwrap().1))
         .collect();
-    fs::write(directory.path().join("pooled.csv"), joined).unwrap();
+    fs::write(directory.join("pooled.csv"), joined).unwrap();
     let mut table = example();
     short(&mut table);
     table["data"]["parties"] =
         kit::table("p = [{ file = \"pooled.csv\", label_holder = true }, { file = \"pooled.csv\" }]")["p"].clone();
+    table
+}
+
+#[test]
+fn the_number_of_parties_does_not_matter() {
+    let directory = tempfile::tempdir().unwrap();
+    let table = one_file(directory.path());
     let mut before: Option<Pooled> = None;
     for parties in [2, 3, 5] {
-        let mut file = parse(&table);
-        split_columns(&mut file, directory.path(), parties).unwrap();
-        let session = file.config().unwrap();
-        assert_eq!(session.parties, parties);
-        let (pooled, _) = check(&session, &sources(&file.data, directory.path()).unwrap());
+        let (session, data) = spread(&table, directory.path(), parties);
+        let (pooled, _) = check(&session, &data);
         // One process does not care how the columns are spread.
         if let Some(before) = &before {
             assert_eq!((&before.first_layer, &before.head), (&pooled.first_layer, &pooled.head));
         }
         before = Some(pooled);
+    }
+}
+
+/// The example with the columns of both files split over `parties`.
+fn spread(table: &Table, directory: &Path, parties: u16) -> (SessionConfig, Vec<DataSource>) {
+    let mut file = parse(table);
+    split_columns(&mut file, directory, parties).unwrap();
+    let session = file.config().unwrap();
+    assert_eq!(session.parties, parties);
+    (session, sources(&file.data, directory).unwrap())
+}
+
+/// `beaver` multiplies the encoded matrices exactly, so it does not matter at all who has which column.
+#[test]
+fn with_beaver_the_number_of_parties_does_not_change_a_bit() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut table = one_file(directory.path());
+    table.insert("first_layer".into(), "beaver".into());
+    let runs = [2, 3, 5].map(|parties| {
+        let (session, data) = spread(&table, directory.path(), parties);
+        split(&session, &data)
+    });
+    for other in &runs[1..] {
+        assert_eq!((&runs[0].first_layer, &runs[0].server), (&other.first_layer, &other.server));
+        assert_eq!(runs[0].head, other.head);
     }
 }
 

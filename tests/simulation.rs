@@ -9,6 +9,7 @@
 mod kit;
 
 use kit::{Numbers, table};
+use sha2::{Digest, Sha256};
 use spnn::coordinator::{self, Event, Observer, SessionRecord};
 use spnn::crypto::SecretRng;
 use spnn::party::data::{Columns, DataSource};
@@ -16,8 +17,10 @@ use spnn::party::{Party, PartyOptions};
 use spnn::protocol::message::{HEADER_BYTES, Header, Kind};
 use spnn::protocol::transport::{MemoryNetwork, MemoryTransport, Transport};
 use spnn::protocol::{
-    Channel, Ending, JoinOptions, Phase, ProtocolError, Reader, Role, SessionConfig, SessionFile, Stop, Task, Writer,
+    Channel, Ending, FirstLayerKind, JoinOptions, Phase, ProtocolError, Reader, Role, SessionConfig, SessionFile, Stop,
+    Task, Writer,
 };
+
 use spnn::server::Server;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -84,6 +87,8 @@ struct Fate {
     /// Incarnation, receiver and header of every first-layer message sent, over all lives: each is covered by masks that
     /// no other may be covered by.
     masked: Mutex<BTreeSet<(u64, Role, [u8; HEADER_BYTES])>>,
+    /// Receiver and digest of every first-layer payload sent, over all lives, where payloads are under masks.
+    payloads: Option<Mutex<BTreeSet<(Role, [u8; 32])>>>,
 }
 
 /// What is to happen at a read or write.
@@ -94,7 +99,7 @@ enum Now {
 }
 
 impl Fate {
-    fn new(role: Role, directory: PathBuf, plan: &Plan, index: u64) -> Arc<Self> {
+    fn new(role: Role, directory: PathBuf, plan: &Plan, index: u64, protected: bool) -> Arc<Self> {
         let faults = plan.faults.iter().filter(|(r, _)| *r == role).map(|(_, f)| *f).collect();
         Arc::new(Self {
             role,
@@ -106,6 +111,7 @@ impl Fate {
             delays: Mutex::new(Numbers(plan.seed ^ (index << 32))),
             delay: plan.delay,
             masked: Mutex::default(),
+            payloads: protected.then(Mutex::default),
         })
     }
 
@@ -129,6 +135,14 @@ impl Fate {
         let mut numbers = self.delays.lock().unwrap();
         // Most messages are on time, or the virtual hours would take real ones.
         if numbers.next().is_multiple_of(4) { self.delay.mul_f64((numbers.real() + 1.0) / 2.0) } else { Duration::ZERO }
+    }
+
+    /// What a first layer sends is under masks that were never used before, in this start or an earlier one: nothing is
+    /// ever sent twice, whatever was going to be computed again.
+    fn fresh(&self, to: Role, payload: [u8; 32]) {
+        if let Some(payloads) = &self.payloads {
+            assert!(payloads.lock().unwrap().insert((to, payload)), "{} sent {to} the same payload twice", self.role);
+        }
     }
 
     /// Masks are made under an incarnation that is on disk, for one message only.
@@ -164,7 +178,7 @@ impl Transport for Faulty {
         Ok(channel.wrap(move |reader, writer| {
             let late =
                 Late { fate: Arc::clone(&fate), broken: Arc::clone(&broken), inner: reader, sleep: None, paid: false };
-            let watched = Watched { fate, broken, peer, inner: writer, frame: Vec::new(), body: 0 };
+            let watched = Watched { fate, broken, peer, inner: writer, frame: Vec::new(), body: 0, payload: None };
             (Box::new(late), Box::new(watched))
         }))
     }
@@ -225,6 +239,8 @@ struct Watched {
     frame: Vec<u8>,
     /// Bytes of a body that are still to come.
     body: usize,
+    /// Digest of a first-layer payload so far.
+    payload: Option<Sha256>,
 }
 
 impl Watched {
@@ -233,6 +249,12 @@ impl Watched {
             if self.body > 0 {
                 let n = self.body.min(bytes.len());
                 self.body -= n;
+                if let Some(payload) = &mut self.payload {
+                    payload.update(&bytes[..n]);
+                }
+                if let Some(payload) = self.payload.take_if(|_| self.body == 0) {
+                    self.fate.fresh(self.peer, payload.finalize().into());
+                }
                 bytes = &bytes[n..];
                 continue;
             }
@@ -241,7 +263,9 @@ impl Watched {
             bytes = &bytes[n..];
             if let Ok(header) = <[u8; HEADER_BYTES]>::try_from(&self.frame[..]) {
                 self.frame.clear();
-                self.body = Header::decode(&header).unwrap().body_bytes as usize;
+                let decoded = Header::decode(&header).unwrap();
+                self.body = decoded.body_bytes as usize;
+                self.payload = (decoded.kind == Kind::FirstLayer).then(Sha256::new);
                 self.fate.masked(self.peer, header);
             }
         }
@@ -352,8 +376,9 @@ fn run_in(root: &Path, session: &SessionConfig, plan: &Plan, stop_after: Option<
         allow_unprotected: true,
         ..JoinOptions::new(Task::Train, root.join(role.to_string()))
     };
+    let protected = session.first_layer != FirstLayerKind::Plain;
     let fates: BTreeMap<Role, Arc<Fate>> =
-        (0..).zip(session.roles()).map(|(i, r)| (r, Fate::new(r, join(r).directory, plan, i))).collect();
+        (0..).zip(session.roles()).map(|(i, r)| (r, Fate::new(r, join(r).directory, plan, i, protected))).collect();
     let network = MemoryNetwork::new(256, Duration::from_secs(60), &mut SecretRng::from_system().unwrap());
     let mut keeper = Keeper::default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
@@ -462,6 +487,12 @@ fn seeds(first: u64, count: u64) -> Box<dyn Iterator<Item = u64>> {
 #[test]
 fn a_thousand_seeds_of_sharing() {
     survive(&session("sharing", ADAM), seeds(0, 1000));
+}
+
+/// Triples too are used once: what is opened of features and weights never comes twice either.
+#[test]
+fn seeds_of_beaver() {
+    survive(&session("beaver", ADAM), seeds(20_000, 300));
 }
 
 #[test]

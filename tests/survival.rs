@@ -127,6 +127,11 @@ fn kills_under_sharing() {
 }
 
 #[test]
+fn kills_under_beaver() {
+    survives_kills("beaver", 40);
+}
+
+#[test]
 fn kills_in_the_clear() {
     survives_kills("plain", 40);
 }
@@ -392,7 +397,7 @@ impl Drop for Unmount {
 
 #[test]
 fn one_thread_or_two_give_the_same_bits() {
-    for first_layer in ["sharing", "paillier"] {
+    for first_layer in ["sharing", "beaver", "paillier"] {
         let mut stage = stage(first_layer);
         let (_, expected) = undisturbed(&mut stage);
         clear(&stage);

@@ -141,8 +141,8 @@ fn config(launch: &Launch<'_>, role: Role) -> RoleConfig {
         report: None,
         allow_unprotected: launch.session.first_layer == FirstLayerKind::Plain,
         join_timeout_s: 60.0,
-        peer_timeout_s: 120.0,
-        // This command watches the processes itself, and ends all when one is gone.
+        // This command watches the processes itself, and ends all when one is gone. A batch under Paillier can take minutes.
+        peer_timeout_s: 3600.0,
         rejoin_timeout_s: 0.0,
         checkpoint_every_s: launch.checkpoint_every.as_secs_f64(),
         peers: BTreeMap::new(),

@@ -14,8 +14,8 @@ use futures_util::stream::FuturesUnordered;
 use spnn_protocol::message::{Finish, Go, Hello, Progress, Ready, Report, Start};
 use spnn_protocol::transport::Transport;
 use spnn_protocol::{
-    Attempts, Cause, DataShape, Ending, Incarnation, JoinOptions, Network, Position, ProtocolError, Receiving,
-    Role, SessionConfig, Step, Task, all, greet, hello, within, write_durable,
+    Attempts, Cause, DataShape, Ending, Incarnation, JoinOptions, Network, Position, ProtocolError, Receiving, Role,
+    SessionConfig, Step, Task, all, greet, hello, within, write_durable,
 };
 use std::collections::BTreeMap;
 use std::path::PathBuf;

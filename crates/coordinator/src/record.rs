@@ -1,8 +1,8 @@
 //! What a session was, in numbers: the content of `report.json`.
 
 use serde::{Deserialize, Serialize};
-use spnn_protocol::message::{Done, EpochEnd, Kind, Metrics, Progress, Report};
 use spnn_protocol::first_layer::{set_up_bytes, step_bytes};
+use spnn_protocol::message::{Done, EpochEnd, Kind, Metrics, Progress, Report};
 use spnn_protocol::{FirstLayerKind, Position, ProtocolError, Role, SessionConfig, Task};
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -29,7 +29,11 @@ fn main() {
         let bytes = size_of_val(&values[..]) as f64;
         let rows = best(|| key.mask_rows(&context, Sign::Plus, &rows, &mut values));
         let whole = best(|| key.mask(&context, Sign::Plus, &mut values));
-        println!("masks of 5000 x {width}: {:.1} GB/s whole, {:.1} GB/s by rows", bytes / whole / 1e9, bytes / rows / 1e9);
+        println!(
+            "masks of 5000 x {width}: {:.1} GB/s whole, {:.1} GB/s by rows",
+            bytes / whole / 1e9,
+            bytes / rows / 1e9
+        );
     }
 }
 

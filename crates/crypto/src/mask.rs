@@ -144,8 +144,7 @@ fn add_keystream<R: RingElement>(
 ) {
     for values in values.chunks_mut(CHUNK_BYTES / size_of::<R>()) {
         let bytes = &mut keystream[..size_of_val(values)];
-        bytes.fill(0);
-        stream.apply_keystream(bytes);
+        stream.write_keystream(bytes);
         // Unaligned reads cost nothing here and spare an alignment argument.
         let words = bytes.chunks_exact(size_of::<R>()).map(bytemuck::pod_read_unaligned::<R>);
         match sign {

@@ -282,7 +282,7 @@ impl<'a> Party<'a> {
             Some(file) => file.clone(),
             None => self.options.join.directory.join("predictions.csv"),
         };
-        data::write_scores(&file, &self.data.ids_of(rows), scores.view())?;
+        data::write_scores(&file, self.data.ids_of(rows), scores.view())?;
         info!(rows = rows.len(), "wrote scores to {}", file.display());
         Ok(())
     }

@@ -5,6 +5,7 @@ use crate::data::{DataSource, Standardizer, Table, read, read_columns};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 use sha2::{Digest, Sha256};
 use spnn_protocol::{DataShape, PreparationSpec, ProtocolError, Schedule, Step};
+use std::borrow::Cow;
 use std::sync::OnceLock;
 
 /// A party's own data.
@@ -46,7 +47,7 @@ impl Prepared {
         Ok(DataShape {
             rows: count(self.table.features.nrows(), "rows")?,
             features: count(self.table.features.ncols(), "columns")?,
-            ids: digest_ids(&self.table.ids),
+            ids: digest_ids(self.table.ids.iter()),
         })
     }
 
@@ -61,9 +62,8 @@ impl Prepared {
         if !spec.standardize {
             return Ok(None);
         }
-        let rows: Vec<usize> = training_rows.iter().map(|&r| r as usize).collect();
         let Table { features, feature_names, .. } = &self.table;
-        Ok(Some(Standardizer::fit(features.view(), &rows, feature_names, spec.clip)))
+        Ok(Some(Standardizer::fit(features.view(), training_rows, feature_names, spec.clip)))
     }
 
     /// Applies a scaling, after checking that it was made for these columns.
@@ -97,7 +97,7 @@ impl Prepared {
     fn make_digest(&self) -> [u8; 32] {
         let Table { ids, features, labels, feature_names, .. } = &self.table;
         let mut digest = Sha256::new();
-        digest.update(digest_ids(ids));
+        digest.update(digest_ids(ids.iter()));
         digest.update(digest_ids(feature_names));
         let mut add = |values: &[f32]| digest.update(bytemuck::cast_slice::<f32, u8>(values));
         features.outer_iter().for_each(|row| add(row.as_slice().unwrap_or_default()));
@@ -125,16 +125,17 @@ impl Prepared {
 
     /// Ids of `rows`, in that order.
     #[must_use]
-    pub fn ids_of(&self, rows: &[u32]) -> Vec<String> {
-        rows.iter().map(|&r| self.table.ids[r as usize].clone()).collect()
+    pub fn ids_of<'a>(&'a self, rows: &'a [u32]) -> impl ExactSizeIterator<Item = Cow<'a, str>> {
+        rows.iter().map(|&r| self.table.ids.get(r as usize))
     }
 }
 
 /// SHA-256 over texts in their order, each with its length.
 #[must_use]
-pub fn digest_ids(ids: &[String]) -> [u8; 32] {
+pub fn digest_ids(ids: impl IntoIterator<Item = impl AsRef<str>>) -> [u8; 32] {
     let mut digest = Sha256::new();
     for id in ids {
+        let id = id.as_ref();
         digest.update((id.len() as u64).to_le_bytes());
         digest.update(id.as_bytes());
     }

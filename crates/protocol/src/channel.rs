@@ -247,10 +247,8 @@ impl Channel {
         out: &mut [u8],
     ) -> Result<(), ProtocolError> {
         let (mut sending, mut receiving) = self.split();
-        let both = futures_util::join!(
-            sending.send_payload(step, part, payload),
-            receiving.recv_payload(step, part, out)
-        );
+        let both =
+            futures_util::join!(sending.send_payload(step, part, payload), receiving.recv_payload(step, part, out));
         both.1.and(both.0)
     }
 

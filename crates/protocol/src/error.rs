@@ -469,7 +469,9 @@ impl ProtocolError {
             Self::OpenedOutOfBound { .. } | Self::MaskReuse { .. } => (Cause::Protocol, me),
             Self::SessionMismatch { peer, .. } | Self::TaskMismatch { peer, .. } => (Cause::Configuration, *peer),
             Self::RowCount { peer, .. } | Self::Misaligned { peer } => (Cause::Data, *peer),
-            Self::OwnValue { .. } | Self::OwnFeature { .. } | Self::OwnProduct { .. } | Self::Diverged { .. } => (Cause::Data, me),
+            Self::OwnValue { .. } | Self::OwnFeature { .. } | Self::OwnProduct { .. } | Self::Diverged { .. } => {
+                (Cause::Data, me)
+            }
             Self::PeerGone { peer, .. } | Self::PeerTimeout { peer, .. } | Self::NotJoined { peer, .. } => {
                 (Cause::PeerGone, *peer)
             }

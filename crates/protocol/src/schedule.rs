@@ -67,7 +67,11 @@ impl Schedule {
     }
 
     /// The passes of training that are left from `resume` on: phase, epoch, and how many batches of it are over.
-    pub fn passes_of_training(&self, epochs: u32, resume: Position) -> impl Iterator<Item = (Phase, u32, usize)> + use<> {
+    pub fn passes_of_training(
+        &self,
+        epochs: u32,
+        resume: Position,
+    ) -> impl Iterator<Item = (Phase, u32, usize)> + use<> {
         let evaluates = self.test_rows > 0;
         (resume.epoch..=epochs).flat_map(move |epoch| {
             let over = if epoch == resume.epoch { resume.batch as usize } else { 0 };

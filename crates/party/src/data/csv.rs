@@ -13,7 +13,7 @@ use flate2::read::MultiGzDecoder;
 use ndarray::Array2;
 
 use super::columns::{Header, Selection};
-use super::{DataError, DataSource, Excerpt, ID_SEPARATOR, Packing, Table};
+use super::{DataError, DataSource, Excerpt, ID_SEPARATOR, ID_SEPARATOR_TEXT, Ids, Packing, Table};
 
 /// No real row comes near it (a million columns of 16 characters do); a file without line ends, or with a quote that is
 /// never closed, would otherwise be read into memory whole.
@@ -46,12 +46,13 @@ pub(super) fn read_from(source: &DataSource, packing: Packing, input: impl Read)
     let header = records.header()?;
     let selection = header.select(source)?;
 
-    let mut rows = Rows::default();
+    let ids = if selection.ids.is_empty() { Ids::row_numbers(0) } else { Ids::from_iter([""; 0]) };
+    let mut rows = Rows { count: 0, ids, lines: Vec::new(), features: Growing::default(), labels: Growing::default() };
     while records.advance()? {
         records.check_width(&header)?;
         rows.push(&records, &header, &selection)?;
     }
-    if rows.lines.is_empty() {
+    if rows.count == 0 {
         return Err(DataError::NoRows { file: source.file.clone(), line: header.line() });
     }
     rows.check_ids(source)?;
@@ -59,12 +60,42 @@ pub(super) fn read_from(source: &DataSource, packing: Packing, input: impl Read)
 }
 
 /// The columns of a table, growing.
-#[derive(Default)]
 struct Rows {
+    count: usize,
+    ids: Ids,
+    /// On which line each row begins, where ids are texts that may come twice.
     lines: Vec<u64>,
-    ids: Vec<String>,
-    features: Vec<f32>,
-    labels: Vec<f32>,
+    features: Growing,
+    labels: Growing,
+}
+
+/// Values of which nobody knows how many will come. One growing list would be copied again and again, and for a moment
+/// be there twice.
+#[derive(Default)]
+struct Growing {
+    full: Vec<Vec<f32>>,
+    last: Vec<f32>,
+}
+
+impl Growing {
+    /// Values of a segment: 16 MB.
+    const SEGMENT: usize = 4 << 20;
+
+    fn push(&mut self, value: f32) {
+        if self.last.len() == Self::SEGMENT {
+            self.full.push(std::mem::take(&mut self.last));
+            self.last.reserve_exact(Self::SEGMENT);
+        }
+        self.last.push(value);
+    }
+
+    /// All values; each segment is given back as soon as it is copied.
+    fn into_vec(self) -> Vec<f32> {
+        let Self { full, last } = self;
+        let mut all = Vec::with_capacity(full.len() * Self::SEGMENT + last.len());
+        full.into_iter().chain([last]).for_each(|segment| all.extend_from_slice(&segment));
+        all
+    }
 }
 
 impl Rows {
@@ -80,8 +111,12 @@ impl Rows {
         if let Some(column) = selection.label {
             self.labels.push(records.number(header, column)?);
         }
-        self.ids.push(records.id(header, &selection.ids)?);
-        self.lines.push(records.line());
+        records.check_id(header, &selection.ids)?;
+        self.ids.push(records.id_parts(&selection.ids));
+        if !selection.ids.is_empty() {
+            self.lines.push(records.line());
+        }
+        self.count += 1;
         Ok(())
     }
 
@@ -91,7 +126,7 @@ impl Rows {
         };
         let mut first_rows = HashMap::with_capacity(self.ids.len());
         for (row, id) in self.ids.iter().enumerate() {
-            if let Some(first) = first_rows.insert(id.as_str(), row) {
+            if let Some(first) = first_rows.insert(id.clone(), row) {
                 return Err(DataError::DuplicateId {
                     file: source.file.clone(),
                     line: self.lines[row],
@@ -106,14 +141,14 @@ impl Rows {
     }
 
     fn into_table(self, header: &Header<'_>, selection: &Selection) -> Table {
-        let shape = (self.lines.len(), selection.features.len());
+        let shape = (self.count, selection.features.len());
         #[expect(clippy::expect_used, reason = "`push` adds one value per feature and row")]
-        let features = Array2::from_shape_vec(shape, self.features).expect("n·d values");
+        let features = Array2::from_shape_vec(shape, self.features.into_vec()).expect("n·d values");
         Table {
             ids: self.ids,
             feature_names: selection.features.iter().map(|&column| header.names()[column].clone()).collect(),
             features,
-            labels: selection.label.map(|_| self.labels),
+            labels: selection.label.map(|_| self.labels.into_vec()),
         }
     }
 }
@@ -221,19 +256,19 @@ impl<'a, R: Read> Records<'a, R> {
         number(field).map_err(|wrong| self.wrong_number(wrong, &header.names()[column], field))
     }
 
-    fn id(&self, header: &Header<'_>, columns: &[usize]) -> Result<String, DataError> {
-        if columns.is_empty() {
-            return Ok(self.row.to_string());
-        }
-        let mut id = String::new();
-        for &column in columns {
-            let part = id_part(&self.record[column]).map_err(|wrong| self.wrong_id(wrong, &header.names()[column]))?;
-            if !id.is_empty() {
-                id.push(ID_SEPARATOR);
-            }
-            id.push_str(part);
-        }
-        Ok(id)
+    fn check_id(&self, header: &Header<'_>, columns: &[usize]) -> Result<(), DataError> {
+        columns.iter().try_for_each(|&column| match id_part(&self.record[column]) {
+            Ok(_) => Ok(()),
+            Err(wrong) => Err(self.wrong_id(wrong, &header.names()[column])),
+        })
+    }
+
+    /// The parts of an id that was checked, with separators between them.
+    fn id_parts(&self, columns: &[usize]) -> impl Iterator<Item = &str> {
+        columns.iter().enumerate().flat_map(|(i, &column)| {
+            let separator = if i > 0 { ID_SEPARATOR_TEXT } else { "" };
+            [separator, id_part(&self.record[column]).unwrap_or_default()]
+        })
     }
 
     fn wrong_number(&self, wrong: WrongNumber, column: &str, field: &[u8]) -> DataError {

@@ -19,7 +19,11 @@ use super::{DataError, ID_SEPARATOR};
 ///
 /// # Panics
 /// If there is not one id per row of `scores`.
-pub fn write_scores(path: &Path, ids: &[String], scores: ArrayView2<'_, f32>) -> Result<(), DataError> {
+pub fn write_scores(
+    path: &Path,
+    ids: impl ExactSizeIterator<Item = impl AsRef<str>>,
+    scores: ArrayView2<'_, f32>,
+) -> Result<(), DataError> {
     assert_eq!(ids.len(), scores.nrows(), "one id per row of scores");
     let partial = partial_path(path);
     let written = write_whole(&partial, ids, scores).and_then(|()| fs::rename(&partial, path));
@@ -36,7 +40,7 @@ fn partial_path(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.{}.partial", std::process::id()))
 }
 
-fn write_whole(path: &Path, ids: &[String], scores: ArrayView2<'_, f32>) -> io::Result<()> {
+fn write_whole(path: &Path, ids: impl Iterator<Item = impl AsRef<str>>, scores: ArrayView2<'_, f32>) -> io::Result<()> {
     let mut output = BufWriter::new(create(path)?);
     write_rows(&mut output, ids, scores)?;
     output.into_inner()?.sync_all()
@@ -51,7 +55,11 @@ fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).open(path)
 }
 
-fn write_rows(output: &mut impl Write, ids: &[String], scores: ArrayView2<'_, f32>) -> io::Result<()> {
+fn write_rows(
+    output: &mut impl Write,
+    ids: impl Iterator<Item = impl AsRef<str>>,
+    scores: ArrayView2<'_, f32>,
+) -> io::Result<()> {
     let mut writer = ::csv::Writer::from_writer(output);
     writer.write_field("id")?;
     match scores.ncols() {
@@ -63,8 +71,8 @@ fn write_rows(output: &mut impl Write, ids: &[String], scores: ArrayView2<'_, f3
         }
     }
     writer.write_record(None::<&[u8]>)?;
-    for (id, row) in ids.iter().zip(scores.rows()) {
-        writer.write_field(id.replace(ID_SEPARATOR, "+"))?;
+    for (id, row) in ids.zip(scores.rows()) {
+        writer.write_field(id.as_ref().replace(ID_SEPARATOR, "+"))?;
         for score in row {
             writer.write_field(score.to_string())?;
         }

@@ -32,7 +32,7 @@ impl Standardizer {
     /// # Panics
     /// If `rows` is empty or names a row that is not there, if there is not one name per column, or if `clip` is not a
     /// positive finite number.
-    pub fn fit(features: ArrayView2<'_, f32>, rows: &[usize], feature_names: &[String], clip: Option<f64>) -> Self {
+    pub fn fit(features: ArrayView2<'_, f32>, rows: &[u32], feature_names: &[String], clip: Option<f64>) -> Self {
         assert!(!rows.is_empty(), "standardising needs a training row");
         assert_eq!(feature_names.len(), features.ncols(), "one name per column");
         assert!(clip.is_none_or(is_positive), "clip must be positive");
@@ -40,7 +40,7 @@ impl Standardizer {
         let count = rows.len() as f64;
         let mut mean = vec![0.0; features.ncols()];
         for &row in rows {
-            for (sum, &x) in mean.iter_mut().zip(features.row(row)) {
+            for (sum, &x) in mean.iter_mut().zip(features.row(row as usize)) {
                 *sum += f64::from(x);
             }
         }
@@ -50,7 +50,7 @@ impl Standardizer {
 
         let mut scale = vec![0.0; features.ncols()];
         for &row in rows {
-            for ((sum, &x), mean) in scale.iter_mut().zip(features.row(row)).zip(&mean) {
+            for ((sum, &x), mean) in scale.iter_mut().zip(features.row(row as usize)).zip(&mean) {
                 *sum += (f64::from(x) - mean).powi(2);
             }
         }

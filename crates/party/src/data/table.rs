@@ -4,12 +4,14 @@ use std::fmt;
 
 use ndarray::Array2;
 
+use super::Ids;
+
 /// A party's rows: ids, features and, at the label holder, labels, all in the order of the file.
 #[derive(Clone, PartialEq)]
 pub struct Table {
     /// One id per row, each once. The parts of an id made of several columns are joined by
     /// [`ID_SEPARATOR`](super::ID_SEPARATOR).
-    pub ids: Vec<String>,
+    pub ids: Ids,
     /// One name per feature column.
     pub feature_names: Vec<String>,
     /// `[n, d]`, row-major, every value finite.
@@ -36,7 +38,7 @@ mod tests {
     #[test]
     fn debug_shows_shapes_and_no_values() {
         let table = Table {
-            ids: vec!["alice".into()],
+            ids: ["alice"].into_iter().collect(),
             feature_names: vec!["income".into(), "age".into()],
             features: ndarray::array![[4242.0, 77.0]],
             labels: Some(vec![1.0]),

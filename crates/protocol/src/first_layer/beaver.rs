@@ -68,8 +68,7 @@ impl BeaverSpec {
     /// [`FixedPointError`] if a format cannot work.
     pub fn fixed_points(&self, parties: u16) -> Result<[FixedPoint; 2], FixedPointError> {
         let factor = FixedPoint::new(64, self.fraction_bits, 1, 1.0)?;
-        let product =
-            FixedPoint::new(64, self.fraction_bits.saturating_mul(2), u32::from(parties), self.h1_bound)?;
+        let product = FixedPoint::new(64, self.fraction_bits.saturating_mul(2), u32::from(parties), self.h1_bound)?;
         Ok([factor, product])
     }
 
@@ -170,6 +169,8 @@ pub struct Party {
     left: Vec<u64>,
     /// What is known of `[H1]_j`, `[n, h]`.
     share: Vec<u64>,
+    /// First party: what the dealer sends, `[n, h]`.
+    correction: Vec<u64>,
     /// What the other parties send.
     received: Vec<Vec<u64>>,
 }
@@ -219,6 +220,7 @@ impl Party {
             v: Vec::new(),
             left: Vec::new(),
             share: Vec::new(),
+            correction: Vec::new(),
         };
         party.open_features(network, x).await?;
         Ok(party)
@@ -269,7 +271,7 @@ impl Party {
             self.dealer.mask(&self.masks.of(step, Tensor::Z), Sign::Plus, &mut self.share);
         }
         self.left.clear();
-        self.left.extend(rows.iter().flat_map(|&row| &self.opened[row as usize * d..][..d]));
+        rows.iter().for_each(|&row| self.left.extend_from_slice(&self.opened[row as usize * d..][..d]));
         RingPanels::new(&self.v, d, h).multiply_add(&self.left, &mut self.share);
         if !self.is_first {
             self.left.fill(0);
@@ -337,10 +339,10 @@ impl PartySide for Party {
         }
         let f = self.open_weights(network, step, w).await?;
         if self.is_first {
-            let mut correction = Zeroizing::new(vec![0_u64; self.share.len()]);
-            let bytes = bytemuck::cast_slice_mut(&mut correction[..]);
+            fill_zeros(&mut self.correction, self.share.len());
+            let bytes = bytemuck::cast_slice_mut(&mut self.correction);
             network.recv_payload(Role::Coordinator, step, 0, bytes).await?;
-            self.share.iter_mut().zip(&*correction).for_each(|(share, z)| *share = share.wrapping_add(*z));
+            self.share.iter_mut().zip(&self.correction).for_each(|(share, z)| *share = share.wrapping_add(*z));
         }
         RingPanels::new(&f, self.features, self.width).multiply_add(&self.left, &mut self.share);
         network.send_payload(Role::Server, step, 0, bytemuck::cast_slice(&self.share)).await
@@ -349,7 +351,7 @@ impl PartySide for Party {
 
 impl Drop for Party {
     fn drop(&mut self) {
-        [&mut self.v, &mut self.left, &mut self.share].into_iter().for_each(Zeroize::zeroize);
+        [&mut self.v, &mut self.left, &mut self.share, &mut self.correction].into_iter().for_each(Zeroize::zeroize);
     }
 }
 
@@ -436,12 +438,7 @@ impl Dealer {
     ///
     /// # Errors
     /// As [`Sending::send_payload`].
-    pub async fn deal(
-        &mut self,
-        parties: &mut [Sending<'_>],
-        step: Step,
-        rows: &[u32],
-    ) -> Result<u64, ProtocolError> {
+    pub async fn deal(&mut self, parties: &mut [Sending<'_>], step: Step, rows: &[u32]) -> Result<u64, ProtocolError> {
         self.masks.use_once(step)?;
         let (n, d, h) = (rows.len(), self.features, self.width);
         fill_zeros(&mut self.u, n * d);

@@ -86,8 +86,7 @@ impl World {
         }));
         let mut senders = senders_to_parties(&mut coordinator);
         let dealing = dealer_side(session, incarnation, features.iter().sum(), &mut senders);
-        let (parties, side, dealer) =
-            tokio::join!(parties, server_side(session, incarnation, &mut server), dealing);
+        let (parties, side, dealer) = tokio::join!(parties, server_side(session, incarnation, &mut server), dealing);
         drop(senders);
         // The server waits for parties that wait for each other: they say who is gone.
         server.channels().for_each(|c| c.set_timeout(2 * TIMEOUT));
@@ -221,8 +220,9 @@ fn a_wrong_step_is_refused() {
         let session = session(kind, ring_bits, 3, 3);
         let late = Step { batch: 1, ..STEP };
         let case = case(3, 5, 3, 1);
-        let error =
-            block_on(async { World::new(&session, 1, &case).await.step(&case, (late, 5), (STEP, 5)).await.unwrap_err() });
+        let error = block_on(async {
+            World::new(&session, 1, &case).await.step(&case, (late, 5), (STEP, 5)).await.unwrap_err()
+        });
         assert!(matches!(&error, ProtocolError::Unexpected { peer: Role::Party(_), .. }), "{kind}: {error}");
     }
 }
@@ -232,8 +232,9 @@ fn a_wrong_shape_is_refused() {
     for (kind, ring_bits) in VARIANTS {
         let session = session(kind, ring_bits, 3, 3);
         let case = case(3, 5, 3, 1);
-        let error =
-            block_on(async { World::new(&session, 1, &case).await.step(&case, (STEP, 4), (STEP, 5)).await.unwrap_err() });
+        let error = block_on(async {
+            World::new(&session, 1, &case).await.step(&case, (STEP, 4), (STEP, 5)).await.unwrap_err()
+        });
         // Where the length does not show it, what is opened does: rows that nobody sent are far out of bound.
         assert_eq!(error.ending(Role::Server).cause, Cause::Protocol, "{kind}: {error}");
     }

@@ -96,9 +96,7 @@ pub async fn party_side(
 ) -> Result<Box<dyn PartySide>, ProtocolError> {
     Ok(match session.first_layer {
         FirstLayerKind::Plain => Box::new(plain::Party::new(session)),
-        FirstLayerKind::Beaver => {
-            Box::new(beaver::Party::set_up(session, incarnation, network, features, x).await?)
-        }
+        FirstLayerKind::Beaver => Box::new(beaver::Party::set_up(session, incarnation, network, features, x).await?),
         FirstLayerKind::Paillier => Box::new(paillier::Party::set_up(session, incarnation, network).await?),
         FirstLayerKind::Sharing => match session.sharing.ring_bits {
             32 => sharing_party::<u32>(session, incarnation, network)?,
