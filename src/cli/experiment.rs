@@ -109,11 +109,14 @@ impl Runner {
             let seconds = started.elapsed().as_secs_f64();
             let finished = Finished { run: (*run).clone(), outcome, seconds, build: self.build.clone() };
             self.store.save(&finished)?;
-            estimate.learn(run, seconds);
-            let left: f64 = due[i + 1..].iter().map(|(run, expected)| estimate.of(run, *expected)).sum();
+            if finished.measured().is_some() {
+                estimate.learn(run, seconds);
+            }
+            let left: f64 =
+                due[i + 1..].iter().map(|(run, expected)| estimate.of(run, *expected)).sum::<f64>().max(0.0);
             let result = match &finished.outcome {
                 Outcome::Measured(m) => result(m),
-                Outcome::Failed(error) => format!("FAILED: {}", error.lines().next().unwrap_or_default()),
+                Outcome::Failed(error) => format!("FAILED: {}", error.lines().last().unwrap_or_default()),
             };
             say(&format!("[{}/{all}] {}  {result}  {seconds:.1} s, {} left", i + 1, run.label(), minutes(left)));
             self.finished.push(finished);
