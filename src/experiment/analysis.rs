@@ -38,7 +38,7 @@ pub fn analyse(experiment: &Experiment, finished: &[&Finished]) -> Findings {
         let answer = "No run of this experiment has given numbers yet.".to_owned();
         return Findings { answer, passed: None, tables: Vec::new(), figures: String::new() };
     }
-    match experiment.file.kind {
+    let mut findings = match experiment.file.kind {
         Kind::Accuracy => accuracy(experiment, &groups),
         Kind::Cost => cost(&groups),
         Kind::Scaling => curves(&groups, Scale::Log, false),
@@ -48,7 +48,18 @@ pub fn analyse(experiment: &Experiment, finished: &[&Finished]) -> Findings {
             curves(&groups, if from_zero { Scale::Linear } else { Scale::Log }, false)
         }
         Kind::PropertyAttack => property_attack(&groups),
+    };
+    let measured = finished.iter().filter(|f| f.measured().is_some()).count();
+    let planned = experiment.runs.len();
+    if measured < planned || !experiment.skipped.is_empty() {
+        // What was not measured can neither pass nor fail.
+        findings.passed = findings.passed.filter(|passed| !passed);
+        let skipped = experiment.skipped.len();
+        findings.answer += &format!(
+            " Incomplete: {measured} of {planned} runs gave numbers, {skipped} sessions were skipped for want of data."
+        );
     }
+    findings
 }
 
 /// Runs that differ in their seed only.

@@ -109,9 +109,11 @@ fn train_network(
         let test: Vec<usize> = schedule.order(Phase::Evaluate, epoch).iter().map(|&r| r as usize).collect();
         let truth: Vec<f32> = test.iter().map(|&r| labels[r]).collect();
         let h1 = x.select(Axis(0), &test).dot(&w);
-        let scores: Vec<f32> = head.scores(server.forward(h1.view(), Mode::Evaluate)?)?.iter().copied().collect();
+        let z = server.forward(h1.view(), Mode::Evaluate)?.to_owned();
+        let loss = head.loss(z.view(), &truth)? / f64::from(schedule.test_rows().max(1));
+        let scores: Vec<f32> = head.scores(z.view())?.iter().copied().collect();
         let train_loss = loss_sum / f64::from(schedule.train_rows().max(1));
-        measured.test = Some(Metrics { loss: train_loss, auc: auc(&scores, &truth), accuracy: None });
+        measured.test = Some(Metrics { loss, auc: auc(&scores, &truth), accuracy: None });
         measured.epochs.push(MeasuredEpoch {
             seconds,
             train_loss: Some(train_loss),

@@ -67,6 +67,7 @@ fn machine() -> String {
     format!("{}, {cores} cores, {}", model.unwrap_or("unknown processor"), std::env::consts::OS)
 }
 
+/// The page.
 fn html(results: &Results<'_>) -> String {
     let sections: String = results.experiments.iter().map(section).collect();
     let contents: String = results
@@ -186,6 +187,7 @@ fn who_saw_what(results: &Results<'_>) -> String {
         .experiments
         .iter()
         .flat_map(|s| &s.finished)
+        .filter(|f| f.measured().is_some())
         .map(|f| f.run.method.split_once('-').map_or(f.run.method.as_str(), |(kind, _)| kind))
         .collect();
     let sum = "the sum H1, the gradient of its output (which gives labels away)";
