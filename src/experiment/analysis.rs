@@ -41,11 +41,11 @@ pub fn analyse(experiment: &Experiment, finished: &[&Finished]) -> Findings {
     let mut findings = match experiment.file.kind {
         Kind::Accuracy => accuracy(experiment, &groups),
         Kind::Cost => cost(&groups),
-        Kind::Scaling => curves(&groups, Scale::Log, false),
-        Kind::Growth => curves(&groups, Scale::Log, true),
+        Kind::Scaling => curves(&groups, Scale::Log, true, false),
+        Kind::Growth => curves(&groups, Scale::Log, true, true),
         Kind::Network => {
             let from_zero = groups.points().iter().any(|&x| x <= 0.0);
-            curves(&groups, if from_zero { Scale::Linear } else { Scale::Log }, false)
+            curves(&groups, if from_zero { Scale::Linear } else { Scale::Log }, false, false)
         }
         Kind::PropertyAttack => property_attack(&groups),
     };
@@ -362,12 +362,11 @@ fn cost(groups: &Groups<'_>) -> Findings {
     Findings { answer: answers.join(" "), passed: None, tables: vec![table(&header, rows)], figures }
 }
 
-fn curves(groups: &Groups<'_>, x: Scale, memory: bool) -> Findings {
+/// `fitted` where a power is expected; over a line, time is a sum of parts instead.
+fn curves(groups: &Groups<'_>, x: Scale, fitted: bool, memory: bool) -> Findings {
     let mut figures = String::new();
     let mut rows = Vec::new();
     let mut answers = Vec::new();
-    // Over a line, time is not a power of its rate, so nothing is fitted where zero is a value.
-    let fitted = x == Scale::Log;
     for session in groups.sessions() {
         let mut chart = |unit: &str, say: fn(f64) -> String, value: &dyn Fn(&Measured) -> Option<f64>| {
             let series = groups.series(session, value, fitted);
@@ -388,7 +387,7 @@ fn curves(groups: &Groups<'_>, x: Scale, memory: bool) -> Findings {
                 .collect();
             if let (true, Some(f)) = (fitted, fit(&points)) {
                 answers.push(format!(
-                    "{method}: time grows as {}^{:.2} (from {:.4} to {:.4})",
+                    "{method}: time grows as {}^{:.2} (from {:.0} to {:.0})",
                     groups.what, f.exponent, f.low, f.high
                 ));
             } else if let (Some(first), Some(last)) = (points.first(), points.last()) {

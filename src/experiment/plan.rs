@@ -392,8 +392,9 @@ impl Experiment {
             Some(Vary::Optimizer(v)) => {
                 let label = |t: &toml::Table| {
                     let kind = t.get("kind").and_then(|k| k.as_str()).unwrap_or("?");
-                    t.get("temperature")
-                        .map_or(kind.to_owned(), |temperature| format!("{kind}, temperature {temperature}"))
+                    let rate = t.get("learning_rate").map_or(String::new(), |rate| format!(" {rate}"));
+                    let temperature = t.get("temperature").map_or(String::new(), |t| format!(", T {t}"));
+                    format!("{kind}{rate}{temperature}")
                 };
                 let at = |(i, t): (usize, &toml::Table)| {
                     Some((At { what: "optimizer".into(), value: i as f64, label: label(t) }, i))
