@@ -13,6 +13,7 @@
 //! | [`pki`] | certificates |
 //! | [`pooled`] | the same network on pooled columns, for comparison |
 //! | [`in_memory`] | all roles in one process |
+//! | [`experiment`] | many sessions and baselines, and what they say together |
 //! | [`report`] | `report.json` and `report.html` |
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
@@ -24,6 +25,7 @@ pub use spnn_party as party;
 pub use spnn_protocol as protocol;
 pub use spnn_server as server;
 
+pub mod experiment;
 pub mod in_memory;
 pub mod pki;
 pub mod pooled;

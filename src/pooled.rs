@@ -47,6 +47,8 @@ pub struct PooledEpoch {
     pub cpu_seconds: f64,
     /// Mean training loss.
     pub train_loss: f64,
+    /// Metrics on the test rows after the epoch.
+    pub test: Option<Metrics>,
 }
 
 /// A trained network and its record.
@@ -58,6 +60,10 @@ pub struct Pooled {
     pub epochs: Vec<PooledEpoch>,
     /// Metrics on the test rows at the end.
     pub test: Option<Metrics>,
+    /// Rows trained on in each epoch.
+    pub train_rows: u32,
+    /// Largest resident set of this process so far.
+    pub peak_rss_bytes: u64,
     /// First-layer weights, `[d, h]`.
     #[serde(skip)]
     pub first_layer: Array2<f32>,
@@ -96,6 +102,7 @@ pub fn train(session: &SessionConfig, sources: &[DataSource], only: Option<u16>)
         }
     };
     let mut epochs = Vec::new();
+    let mut test = None;
     for epoch in 1..=session.train.epochs {
         let (started, cpu) = (Instant::now(), usage::cpu_seconds());
         let order = schedule.order(Phase::Train, epoch);
@@ -118,36 +125,35 @@ pub fn train(session: &SessionConfig, sources: &[DataSource], only: Option<u16>)
             optimizers[1].step(&mut server.parameters());
             optimizers[2].step(&mut head.parameters());
         }
-        epochs.push(PooledEpoch {
-            epoch,
-            seconds: started.elapsed().as_secs_f64(),
-            cpu_seconds: usage::cpu_seconds() - cpu,
-            train_loss: loss_sum / f64::from(schedule.train_rows().max(1)),
+        let (seconds, cpu_seconds) = (started.elapsed().as_secs_f64(), usage::cpu_seconds() - cpu);
+        let order = schedule.order(Phase::Evaluate, epoch);
+        let mut scores = Array2::zeros((order.len(), head.output_width()));
+        let mut loss = 0.0;
+        for b in schedule.batches(Phase::Evaluate, epoch) {
+            let n = b.rows;
+            gather(&order[b.start..b.start + n], &mut xb, &mut yb);
+            matmul(xb.slice(s![..n, ..]), first_layer.view(), h1.slice_mut(s![..n, ..]), false);
+            let z = server.forward(h1.slice(s![..n, ..]), Mode::Evaluate)?;
+            loss += head.loss(z, &yb)?;
+            scores.slice_mut(s![b.start..b.start + n, ..]).assign(&head.scores(z)?);
+        }
+        let truth: Vec<f32> = order.iter().map(|&r| labels[r as usize]).collect();
+        let binary = head.loss_kind() == Loss::BinaryCrossEntropy;
+        test = (!order.is_empty()).then(|| Metrics {
+            loss: loss / f64::from(schedule.test_rows()),
+            auc: if binary { scores.as_slice().and_then(|s| auc(s, &truth)) } else { None },
+            accuracy: accuracy(scores.view(), &truth, head.loss_kind()),
         });
+        let train_loss = loss_sum / f64::from(schedule.train_rows().max(1));
+        epochs.push(PooledEpoch { epoch, seconds, cpu_seconds, train_loss, test });
     }
-    let order = schedule.order(Phase::Evaluate, session.train.epochs);
-    let mut scores = Array2::zeros((order.len(), head.output_width()));
-    let mut loss = 0.0;
-    for b in schedule.batches(Phase::Evaluate, session.train.epochs) {
-        let n = b.rows;
-        gather(&order[b.start..b.start + n], &mut xb, &mut yb);
-        matmul(xb.slice(s![..n, ..]), first_layer.view(), h1.slice_mut(s![..n, ..]), false);
-        let z = server.forward(h1.slice(s![..n, ..]), Mode::Evaluate)?;
-        loss += head.loss(z, &yb)?;
-        scores.slice_mut(s![b.start..b.start + n, ..]).assign(&head.scores(z)?);
-    }
-    let truth: Vec<f32> = order.iter().map(|&r| labels[r as usize]).collect();
-    let binary = head.loss_kind() == Loss::BinaryCrossEntropy;
-    let test = (!order.is_empty()).then(|| Metrics {
-        loss: loss / f64::from(schedule.test_rows()),
-        auc: if binary { scores.as_slice().and_then(|s| auc(s, &truth)) } else { None },
-        accuracy: accuracy(scores.view(), &truth, head.loss_kind()),
-    });
     let flat = |parameters: Vec<spnn_nn::Parameter<'_>>| parameters.iter().flat_map(|p| p.value.to_vec()).collect();
     Ok(Pooled {
         features: d,
         epochs,
         test,
+        train_rows: schedule.train_rows(),
+        peak_rss_bytes: usage::peak_rss_bytes(),
         first_layer,
         server: flat(server.parameters()),
         head: flat(head.parameters()),

@@ -88,8 +88,10 @@ struct Fate {
     /// no other may be covered by.
     masked: Mutex<BTreeSet<(u64, Role, [u8; HEADER_BYTES])>>,
     /// Receiver and digest of every first-layer payload sent, over all lives, where payloads are under masks.
-    payloads: Option<Mutex<BTreeSet<(Role, [u8; 32])>>>,
+    payloads: Option<Payloads>,
 }
+
+type Payloads = Mutex<BTreeSet<(Role, [u8; 32])>>;
 
 /// What is to happen at a read or write.
 enum Now {

@@ -1,5 +1,6 @@
 //! What a command ends with.
 
+use spnn::experiment::ExperimentError;
 use spnn::party::PartyError;
 use spnn::party::data::DataError;
 use spnn::pki::PkiError;
@@ -19,6 +20,8 @@ pub(crate) enum CliError {
     Pki(#[from] PkiError),
     #[error(transparent)]
     Pooled(#[from] PooledError),
+    #[error(transparent)]
+    Experiment(#[from] ExperimentError),
     #[error("{source}")]
     Protocol { me: Role, source: ProtocolError },
     #[error("{source}")]
@@ -39,6 +42,8 @@ impl CliError {
         match self {
             Self::Session(_) | Self::Config { .. } | Self::Usage(_) => Cause::Configuration.code(),
             Self::Pki(PkiError::File { .. }) | Self::File { .. } => Cause::Storage.code(),
+            Self::Experiment(ExperimentError::File { .. }) => Cause::Storage.code(),
+            Self::Experiment(ExperimentError::Parse { .. }) => Cause::Configuration.code(),
             Self::Pki(_) => Cause::Configuration.code(),
             Self::Sources(SourcesError::Session(_)) => Cause::Configuration.code(),
             Self::Sources(SourcesError::Data(e)) => data_code(e),

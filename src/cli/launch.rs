@@ -6,6 +6,7 @@ use super::progress::metrics;
 use super::role::asked_to_stop;
 use super::simulate::say;
 use spnn::coordinator::SessionRecord;
+use spnn::experiment::{Line, PartyLine};
 use spnn::party::data::DataSource;
 use spnn::protocol::transport::TransportTuning;
 use spnn::protocol::{Cause, Fingerprint, FirstLayerKind, Role, SessionConfig, Task, inspect_certificate};
@@ -32,6 +33,12 @@ pub(crate) struct Launch<'a> {
     pub(crate) log: &'a str,
     /// How often everyone makes a checkpoint.
     pub(crate) checkpoint_every: Duration,
+    /// Emulated access lines of the parties; without them packets go straight over loopback.
+    pub(crate) line: Option<Line>,
+    /// Show neither progress nor result.
+    pub(crate) quiet: bool,
+    /// Set when this process is asked to stop.
+    pub(crate) stop: Arc<AtomicBool>,
 }
 
 /// Loopback carries packets of 64 KB.
@@ -50,15 +57,18 @@ struct Process {
 /// Runs the session and shows its result.
 pub(crate) fn launch(launch: &Launch<'_>) -> Result<(), CliError> {
     let mut processes = Vec::new();
-    let stop = Arc::new(AtomicBool::new(false));
-    watch_signals(&stop)?;
-    let result = start_all(launch, &mut processes).and_then(|()| watch(&mut processes, &stop));
+    let mut lines = Vec::new();
+    let stop = &launch.stop;
+    let result = start_all(launch, &mut processes, &mut lines).and_then(|()| watch(&mut processes, stop, launch.quiet));
     // On any error: nothing this command started may outlive it.
     for process in processes.iter_mut().filter(|p| p.code.is_none()) {
         let _ = process.child.kill();
         let _ = process.child.wait();
     }
     result?;
+    if launch.quiet {
+        return Ok(());
+    }
     if stop.load(Ordering::Relaxed) && launch.task == Task::Train && !launch.report.join("report.json").exists() {
         say(&format!("stopped; to go on: spnn simulate --resume {}", launch.run_dir.display()));
         return Ok(());
@@ -70,7 +80,7 @@ pub(crate) fn launch(launch: &Launch<'_>) -> Result<(), CliError> {
     Ok(())
 }
 
-fn start_all(launch: &Launch<'_>, processes: &mut Vec<Process>) -> Result<(), CliError> {
+fn start_all(launch: &Launch<'_>, processes: &mut Vec<Process>, lines: &mut Vec<PartyLine>) -> Result<(), CliError> {
     let pins = launch
         .session
         .party_roles()
@@ -86,9 +96,18 @@ fn start_all(launch: &Launch<'_>, processes: &mut Vec<Process>) -> Result<(), Cl
     for (role, source) in launch.session.party_roles().zip(launch.sources) {
         let peers: BTreeMap<Role, Fingerprint> =
             pins.iter().filter(|(r, _)| **r != role).map(|(r, p)| (*r, *p)).collect();
+        let (mut coordinator, mut server) = (coordinator.clone(), server.clone());
+        if let Some(line) = launch.line {
+            let party_line = PartyLine::open(line).map_err(at(Path::new("UDP socket")))?;
+            for listener in [&mut coordinator, &mut server] {
+                let relayed = listener.parse().map_err(std::io::Error::other).and_then(|a| party_line.relay(a));
+                *listener = relayed.map_err(at(Path::new("UDP socket")))?.to_string();
+            }
+            lines.push(party_line);
+        }
         let config = RoleConfig {
-            coordinator: Some(coordinator.clone()),
-            server: Some(server.clone()),
+            coordinator: Some(coordinator),
+            server: Some(server),
             data: Some(source.clone()),
             peers,
             ..config(launch, role)
@@ -149,7 +168,11 @@ fn config(launch: &Launch<'_>, role: Role) -> RoleConfig {
         dial: BTreeMap::new(),
         accept: Vec::new(),
         data: None,
-        transport: TransportTuning { mtu_max: LOOPBACK_MTU, ..TransportTuning::default() },
+        // A line carries packets as the internet does.
+        transport: match launch.line {
+            Some(_) => TransportTuning::default(),
+            None => TransportTuning { mtu_max: LOOPBACK_MTU, ..TransportTuning::default() },
+        },
     }
 }
 
@@ -176,34 +199,37 @@ fn start(launch: &Launch<'_>, role: Role, config: &RoleConfig, scores: Option<&P
         command.arg("--scores").arg(scores);
     }
     // The coordinator's standard output is the progress display; everything else is in the role's log.
-    let shown = if role == Role::Coordinator { Stdio::inherit() } else { Stdio::null() };
+    let shown = if role == Role::Coordinator && !launch.quiet { Stdio::inherit() } else { Stdio::null() };
     let child = command.stdin(Stdio::null()).stdout(shown).stderr(output).spawn().map_err(at(&program))?;
     Ok(Process { role, child, log, code: None })
 }
 
-/// Sets `stop` when this process gets SIGTERM or SIGINT.
-fn watch_signals(stop: &Arc<AtomicBool>) -> Result<(), CliError> {
+/// What is set when this process gets SIGTERM or SIGINT.
+pub(super) fn watch_signals() -> Result<Arc<AtomicBool>, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| CliError::File { file: "tokio".into(), source })?;
-    let stop = Arc::clone(stop);
+    let stop = Arc::new(AtomicBool::new(false));
+    let watched = Arc::clone(&stop);
     std::thread::spawn(move || {
         runtime.block_on(asked_to_stop());
-        stop.store(true, Ordering::Relaxed);
+        watched.store(true, Ordering::Relaxed);
     });
-    Ok(())
+    Ok(stop)
 }
 
 /// Waits for all; once one has failed, the others have a while to end by themselves. When this process is asked to
 /// stop, so are they.
-fn watch(processes: &mut [Process], stop: &AtomicBool) -> Result<(), CliError> {
+fn watch(processes: &mut [Process], stop: &AtomicBool, quiet: bool) -> Result<(), CliError> {
     let mut failed: Option<Instant> = None;
     let mut asked = false;
     loop {
         if stop.load(Ordering::Relaxed) && !asked {
             asked = true;
-            say("asked to stop: every role finishes its batch and makes a checkpoint");
+            if !quiet {
+                say("asked to stop: every role finishes its batch and makes a checkpoint");
+            }
             for process in processes.iter().filter(|p| p.code.is_none()) {
                 let id = i32::try_from(process.child.id()).unwrap_or_default();
                 // One that has just ended has nothing to stop.

@@ -3,6 +3,7 @@
 mod compare;
 mod config;
 mod error;
+mod experiment;
 mod launch;
 mod pki;
 mod progress;
@@ -50,6 +51,19 @@ pub(crate) enum Command {
     /// Train the same network in one process on pooled columns, or on one party's, to compare with
     #[command(after_help = "Examples:\n  spnn pooled\n  spnn pooled session.toml --party 1 --json")]
     Pooled(Pooled),
+    /// Run experiments from files: many sessions beside the baselines, with a report of plots and tables
+    #[command(
+        long_about = "Run experiments from files: many sessions beside the baselines, with a report of plots and tables.\n\n\
+        An experiment file names sessions, methods (pooled, alone, plain, sharing, sharing-32, beaver, paillier) and \
+        seeds, and at most one thing that varies: parties, batch_size, rows_share, rate_bit_s, round_trip_ms, \
+        synthetic_rows, synthetic_features or optimizer. Every session runs as processes of its own over QUIC. \
+        Finished runs are kept: the same command goes on where it was stopped. experiments/paper holds commented \
+        files, docs/experiments.md says how to write one.",
+        after_help = "Examples:\n  spnn experiment experiments/quick.toml\n  \
+        spnn experiment experiments/paper --data ../shared/data\n  \
+        spnn experiment experiments/paper --only accuracy --seeds 2"
+    )]
+    Experiment(RunExperiment),
     /// Be the coordinator: start and end a session, gather metrics, see no data
     #[command(after_help = "Example: spnn coordinator --config coordinator.toml")]
     Coordinator(RunRole),
@@ -147,6 +161,31 @@ pub(crate) struct Pooled {
     /// Print one line of JSON instead of a table
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct RunExperiment {
+    /// Experiment files, or directories of them
+    #[arg(required = true, value_name = "PATH")]
+    pub(crate) paths: Vec<PathBuf>,
+    /// Where report.html, results.json and the finished runs go [default: runs/experiment-<name>]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Where the public data sets are, instead of the directory that the files name
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Only the first N seeds of each experiment
+    #[arg(long, value_name = "N")]
+    pub(crate) seeds: Option<usize>,
+    /// Only the experiment of this name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) only: Option<String>,
+    /// Say which experiments there are, and run nothing
+    #[arg(long)]
+    pub(crate) list: bool,
+    /// Forget finished runs and repeat them
+    #[arg(long)]
+    pub(crate) fresh: bool,
 }
 
 #[derive(Args)]
@@ -267,6 +306,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), CliError> {
     match cli.command {
         Command::Simulate(args) => simulate::run(&args, &cli.log),
         Command::Pooled(args) => compare::run(&args),
+        Command::Experiment(args) => experiment::run(&args),
         Command::Coordinator(args) => role::coordinator(&args),
         Command::Server(args) => role::server(&args),
         Command::Party(args) => role::party(&args),

@@ -1,7 +1,7 @@
 //! `spnn simulate`, `evaluate`, `predict`: every role as its own process on this machine.
 
 use super::config::seconds;
-use super::launch::{Launch, launch};
+use super::launch::{Launch, launch, watch_signals};
 use super::progress::{Console, metrics};
 use super::{Again, CliError, Overrides, Simulate};
 use spnn::in_memory;
@@ -111,6 +111,9 @@ pub(crate) fn run(args: &Simulate, log: &str) -> Result<(), CliError> {
             scores: None,
             log,
             checkpoint_every: seconds(args.checkpoint_every_s),
+            line: None,
+            quiet: false,
+            stop: watch_signals()?,
         })?;
     }
     if run_dir.join("report.html").exists() {
@@ -143,6 +146,9 @@ fn resume(run_dir: &Path, checkpoint_every: Duration, log: &str) -> Result<(), C
         scores: None,
         log,
         checkpoint_every,
+        line: None,
+        quiet: false,
+        stop: watch_signals()?,
     })?;
     if report.exists() {
         say(&format!("report: {}", report.display()));
@@ -191,6 +197,9 @@ pub(crate) fn again(args: &Again, task: Task, log: &str) -> Result<(), CliError>
         scores: Some(&absolute(&scores)?),
         log,
         checkpoint_every: Duration::ZERO,
+        line: None,
+        quiet: false,
+        stop: watch_signals()?,
     })?;
     say(&format!("scores, at the label holder: {}", scores.display()));
     Ok(())
@@ -233,7 +242,7 @@ fn in_one_process(plan: &Plan, run_dir: &Path) -> Result<(), CliError> {
 const PIPE: usize = 256 << 10;
 
 /// Throw-away certificates: an authority, and a directory for each role.
-fn make_certificates(run_dir: &Path, roles: impl Iterator<Item = Role>) -> Result<(), CliError> {
+pub(super) fn make_certificates(run_dir: &Path, roles: impl Iterator<Item = Role>) -> Result<(), CliError> {
     let authority = run_dir.join("pki");
     pki::init(&authority, "simulation", Validity::days(365))?;
     for role in roles {
@@ -251,11 +260,11 @@ fn make_absolute(plan: &mut Plan) -> Result<(), CliError> {
     Ok(())
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, CliError> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, CliError> {
     std::path::absolute(path).map_err(|source| CliError::File { file: path.to_owned(), source })
 }
 
-fn write(file: &Path, text: &str) -> Result<(), CliError> {
+pub(super) fn write(file: &Path, text: &str) -> Result<(), CliError> {
     write_durable(file, text.as_bytes()).map_err(|source| CliError::Protocol { me: Role::Coordinator, source })
 }
 

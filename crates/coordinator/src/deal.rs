@@ -3,7 +3,7 @@
 
 use crate::SessionRecord;
 use spnn_protocol::first_layer::dealer_side;
-use spnn_protocol::{Phase, Position, ProtocolError, Sending, SessionConfig, Task};
+use spnn_protocol::{Phase, Position, ProtocolError, Sending, SessionConfig, Task, usage};
 use std::collections::BTreeMap;
 
 /// What is dealt in one start of a session.
@@ -13,6 +13,14 @@ pub(crate) struct Deal {
     rows: u32,
     features: usize,
     resume: Position,
+}
+
+/// What dealing for one epoch took.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Dealt {
+    pub(crate) bytes: u64,
+    /// Of the whole process meanwhile; it does little else.
+    pub(crate) cpu_seconds: f64,
 }
 
 impl Deal {
@@ -26,8 +34,8 @@ impl Deal {
         }
     }
 
-    /// Deals for every batch that is left, as far ahead as the connections have room. Adds the bytes of training to those
-    /// of their epoch.
+    /// Deals for every batch that is left, as far ahead as the connections have room. Notes what
+    /// each epoch of training took.
     ///
     /// # Errors
     /// [`ProtocolError`] if a party is gone, or the system has no randomness.
@@ -35,7 +43,7 @@ impl Deal {
         &self,
         session: &SessionConfig,
         parties: &mut [Sending<'_>],
-        dealt: &mut BTreeMap<u32, u64>,
+        dealt: &mut BTreeMap<u32, Dealt>,
     ) -> Result<(), ProtocolError> {
         let Some(mut dealer) = dealer_side(session, self.incarnation, self.features, parties).await? else {
             return Ok(());
@@ -47,12 +55,14 @@ impl Deal {
         };
         for (phase, epoch, over) in passes {
             let order = schedule.order(phase, epoch);
+            let (mut of_pass, before) = (Dealt::default(), usage::cpu_seconds());
             for batch in schedule.batches(phase, epoch).skip(over) {
                 let rows = &order[batch.start..batch.start + batch.rows];
-                let bytes = dealer.deal(parties, batch.step, rows).await?;
-                if phase == Phase::Train {
-                    *dealt.entry(epoch).or_default() += bytes;
-                }
+                of_pass.bytes += dealer.deal(parties, batch.step, rows).await?;
+            }
+            if phase == Phase::Train {
+                of_pass.cpu_seconds = usage::cpu_seconds() - before;
+                dealt.insert(epoch, of_pass);
             }
         }
         Ok(())

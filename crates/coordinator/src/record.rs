@@ -1,5 +1,6 @@
 //! What a session was, in numbers: the content of `report.json`.
 
+use crate::deal::Dealt;
 use serde::{Deserialize, Serialize};
 use spnn_protocol::first_layer::{set_up_bytes, step_bytes};
 use spnn_protocol::message::{Done, EpochEnd, Kind, Metrics, Progress, Report};
@@ -206,9 +207,10 @@ impl SessionRecord {
     }
 
     /// Adds what was dealt in each epoch, all of it to first layers.
-    pub(crate) fn dealt(&mut self, bytes: &BTreeMap<u32, u64>) {
+    pub(crate) fn dealt(&mut self, dealt: &BTreeMap<u32, Dealt>) {
         for record in &mut self.epochs {
-            let Some(&bytes) = bytes.get(&record.epoch) else { continue };
+            let Some(&Dealt { bytes, cpu_seconds }) = dealt.get(&record.epoch) else { continue };
+            record.cpu_seconds.insert(Role::Coordinator, cpu_seconds);
             record.bytes_sent.insert(Role::Coordinator, bytes);
             let kinds = record.bytes_sent_by_kind.entry(Role::Coordinator).or_default();
             kinds.insert(Kind::FirstLayer.name().to_owned(), bytes);

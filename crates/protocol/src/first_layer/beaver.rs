@@ -309,8 +309,7 @@ impl Party {
     fn check_product(&self, step: Step, w: ArrayView2<'_, f32>) -> Result<(), ProtocolError> {
         for (column, weights) in w.columns().into_iter().enumerate() {
             let bound = self.largest * weights.iter().map(|w| f64::from(w.abs())).sum::<f64>();
-            // Also where it is NaN.
-            if !(bound <= self.product_limit) {
+            if bound.is_nan() || bound > self.product_limit {
                 return Err(ProtocolError::OwnProduct { step, column, bound, limit: self.product_limit });
             }
         }

@@ -3,24 +3,21 @@
 //! `report.json` is the record as it is. `report.html` is one file that loads nothing and runs nothing: style and plots
 //! are inside it, and a policy in its head forbids the rest, because names in a record come from other organisations.
 
+pub(crate) mod chart;
+pub(crate) mod number;
+
+use chart::{Bar, Chart, GREY, Point, Scale, Series, bar_figure, left_out, section, table};
+use number::{absent, bytes, bytes_or_absent, count, count_real, escape, evenly, loss, mean, plural, real, seconds};
 use spnn_coordinator::{EpochRecord, SessionRecord};
 use spnn_protocol::message::{HEADER_BYTES, Kind};
 use spnn_protocol::{FirstLayerKind, ProtocolError, Role, Task, write_durable};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Display;
 use std::path::Path;
 
-const STYLE: &str = include_str!("report/style.css");
+pub(crate) const STYLE: &str = include_str!("style.css");
 
-/// Rows of a table, and bars of a figure, beyond which a person would only scroll; the rest is in `report.json`.
+/// Rows of a table beyond which a person would only scroll; the rest is in `report.json`.
 const ROWS_SHOWN_MAX: usize = 50;
-const BARS_SHOWN_MAX: usize = 24;
-
-/// Epochs up to which each one is a visible point on its curve; with more the points run together.
-const POINTS_MAX: usize = 60;
-
-/// Epochs on a curve: more than one per two pixels of a wide screen cannot be seen and only makes the file longer.
-const CURVE_POINTS_MAX: usize = 1000;
 
 /// Writes `report.json` (what tools read) and `report.html` (what people read) into `directory`.
 ///
@@ -148,154 +145,27 @@ fn curves(record: &SessionRecord) -> String {
     if record.task != Task::Train {
         return String::new();
     }
-    let curve = |color, name, value: fn(&EpochRecord) -> Option<f64>| Curve {
+    let curve = |color, name: &str, value: fn(&EpochRecord) -> Option<f64>| Series {
         color,
-        name,
-        points: record
-            .epochs
-            .iter()
-            .filter_map(|e| Some((e.epoch, value(e).filter(|v| v.abs() <= VALUE_MAX)?)))
-            .collect(),
+        name: name.to_owned(),
+        points: record.epochs.iter().filter_map(|e| Some(Point::new(e.epoch.into(), value(e)?))).collect(),
+        joined: true,
     };
-    let losses = [curve(0, "train", |e| e.train_loss), curve(1, "test", |e| Some(e.test?.loss))];
-    let auc = [curve(1, "test", |e| e.test?.auc)];
-    let accuracy = [curve(1, "test", |e| e.test?.accuracy)];
+    let chart = |title, unit, series| {
+        Chart { title, unit, x: Scale::Count, y: Scale::Linear, x_label: "epoch", shapes: false, say: loss, series }
+            .figure()
+    };
     let figures = [
-        curve_figure("Loss", "mean per row", &losses),
-        curve_figure("Test AUC", "area under the ROC curve", &auc),
-        curve_figure("Test accuracy", "share of rows", &accuracy),
+        chart(
+            "Loss",
+            "mean per row",
+            vec![curve(0, "train", |e| e.train_loss), curve(1, "test", |e| Some(e.test?.loss))],
+        ),
+        chart("Test AUC", "area under the ROC curve", vec![curve(1, "test", |e| e.test?.auc)]),
+        chart("Test accuracy", "share of rows", vec![curve(1, "test", |e| e.test?.accuracy)]),
     ]
     .concat();
     section("Learning", &figures)
-}
-
-/// Losses are computed in `f32`, so nothing true is larger; NaN is not smaller either.
-const VALUE_MAX: f64 = f32::MAX as f64;
-
-/// One line of a plot.
-struct Curve {
-    color: usize,
-    name: &'static str,
-    points: Vec<(u32, f64)>,
-}
-
-/// A plot of the curves that have points, or nothing if none has.
-fn curve_figure(title: &str, unit: &str, curves: &[Curve]) -> String {
-    let Some(plot) = plot(title, curves) else { return String::new() };
-    let legend = if curves.len() > 1 {
-        legend(curves.iter().filter(|c| !c.points.is_empty()).map(|c| (c.color, c.name)))
-    } else {
-        String::new()
-    };
-    format!("<figure class=\"plot\"><h3>{title} <small>{unit}</small></h3>{legend}{plot}</figure>\n")
-}
-
-/// A plot in its own units: on a phone, and in three columns, one is a little less than a pixel.
-///
-/// Written out rather than drawn with `plotters`: that shrinks its letters and rounds to whole units, which makes stairs
-/// of a long curve; its lines and points carry neither a class, by which the dark page would colour them, nor a title;
-/// and its search for ticks panics on some axes, which a report after hours of training must not.
-fn plot(title: &str, curves: &[Curve]) -> Option<String> {
-    const SIZE: [f64; 2] = [360.0, 210.0];
-    const LEFT: f64 = 48.0;
-    const RIGHT: f64 = 346.0;
-    const TOP: f64 = 10.0;
-    const BOTTOM: f64 = 166.0;
-    let points = || curves.iter().flat_map(|c| &c.points);
-    let epochs = Axis::of_epochs(points().map(|p| f64::from(p.0)))?;
-    let values = Axis::of_values(points().map(|p| p.1))?;
-    let x = |epoch: f64| LEFT + epochs.position(epoch) * (RIGHT - LEFT);
-    let y = |value: f64| BOTTOM + values.position(value) * (TOP - BOTTOM);
-
-    let mut svg =
-        format!("<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{title} by epoch\">\n", SIZE[0], SIZE[1]);
-    for tick in values.ticks() {
-        let (y, label) = (y(tick), values.label(tick));
-        svg += &format!(
-            "<path d=\"M{LEFT} {y:.1}H{RIGHT}\"/><text class=\"end\" x=\"{}\" y=\"{:.1}\">{label}</text>\n",
-            LEFT - 7.0,
-            y + 4.5
-        );
-    }
-    svg += &format!("<path class=\"axis\" d=\"M{LEFT} {BOTTOM}H{RIGHT}\"/>\n");
-    for tick in epochs.ticks() {
-        let (x, label) = (x(tick), epochs.label(tick));
-        svg += &format!(
-            "<path class=\"axis\" d=\"M{x:.1} {BOTTOM}v4\"/><text class=\"middle\" x=\"{x:.1}\" y=\"{}\">{label}</text>\n",
-            BOTTOM + 18.0
-        );
-    }
-    svg += &format!("<text class=\"middle\" x=\"{}\" y=\"{}\">epoch</text>\n", LEFT.midpoint(RIGHT), SIZE[1] - 6.0);
-    for Curve { color, name, points } in curves {
-        let shown: Vec<_> = evenly(points, CURVE_POINTS_MAX).map(|&(e, v)| (e, v, x(e.into()), y(v))).collect();
-        let line: Vec<_> = shown.iter().map(|(_, _, x, y)| format!("{x:.1},{y:.1}")).collect();
-        let class = class(*color);
-        svg += &format!("<polyline class=\"{class}\" points=\"{}\"/>\n", line.join(" "));
-        for (epoch, value, x, y) in shown.iter().filter(|_| shown.len() <= POINTS_MAX) {
-            let title = format!("{name}, epoch {epoch}: {}", loss(*value));
-            svg += &format!(
-                "<circle class=\"{class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.6\"><title>{title}</title></circle>\n"
-            );
-        }
-    }
-    Some(svg + "</svg>")
-}
-
-/// The ends of an axis and the distance of its ticks: one, two or five of some power of ten.
-struct Axis {
-    low: f64,
-    high: f64,
-    step: f64,
-}
-
-impl Axis {
-    /// From the first epoch to the last; a single one stands in the middle.
-    fn of_epochs(epochs: impl Iterator<Item = f64>) -> Option<Self> {
-        let (first, last) = ends(epochs)?;
-        let air = if first == last { 0.5 } else { 0.0 };
-        let axis = Self::new(first - air, last + air, 6.0);
-        Some(Self { step: axis.step.max(1.0), ..axis })
-    }
-
-    /// Holds the values with some air. What differs by less than `f32` can tell is drawn as one value.
-    fn of_values(values: impl Iterator<Item = f64>) -> Option<Self> {
-        let (low, high) = ends(values)?;
-        let size = low.abs().max(high.abs());
-        let air = if high - low > size * 1e-7 + 1e-12 { (high - low) * 0.06 } else { (size * 0.1).max(0.01) };
-        Some(Self::new(low - air, high + air, 5.0))
-    }
-
-    fn new(low: f64, high: f64, ticks_max: f64) -> Self {
-        let rough = (high - low) / ticks_max;
-        let power = 10f64.powf(rough.log10().floor());
-        let step = [1.0, 2.0, 5.0].map(|n| n * power).into_iter().find(|&s| s >= rough).unwrap_or(10.0 * power);
-        Self { low, high, step }
-    }
-
-    /// From 0 to 1 along the axis.
-    fn position(&self, value: f64) -> f64 {
-        (value - self.low) / (self.high - self.low)
-    }
-
-    fn ticks(&self) -> impl Iterator<Item = f64> {
-        let first = (self.low / self.step).ceil();
-        (0..10u32).map(move |i| (first + f64::from(i)) * self.step).take_while(|&t| t <= self.high)
-    }
-
-    /// With as many decimals as the step has.
-    fn label(&self, tick: f64) -> String {
-        // A sum of steps that should be zero can be a little more or less.
-        let tick = if tick.abs() < self.step / 2.0 { 0.0 } else { tick };
-        match (0..=5u8).find(|&d| self.step > 0.99 * 10f64.powi(-i32::from(d))) {
-            Some(0) if (0.0..1e9).contains(&tick) => count_real(tick),
-            Some(decimals) if tick.abs() < 1e5 => format!("{tick:.*}", decimals.into()),
-            _ => format!("{tick:.1e}"),
-        }
-    }
-}
-
-fn ends(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
-    values.fold(None, |ends, v| ends.map_or(Some((v, v)), |(low, high): (f64, f64)| Some((low.min(v), high.max(v)))))
 }
 
 /// Bars: bytes by role and kind, processor time and memory by role.
@@ -306,12 +176,12 @@ fn costs(record: &SessionRecord) -> String {
         .into_iter()
         .map(|(role, total)| {
             let parts = kinds.iter().map(|kind| real(total.by_kind.get(*kind).copied().unwrap_or(0)) * per_epoch);
-            Bar { role, parts: parts.collect() }
+            Bar { name: role.to_string(), parts: parts.collect() }
         })
         .collect();
     let sent_parts: Vec<_> = kinds.iter().map(|&kind| (rank(kind), kind)).collect();
     let single = |values: &BTreeMap<Role, f64>| -> Vec<Bar> {
-        values.iter().map(|(&role, &value)| Bar { role, parts: vec![value] }).collect()
+        values.iter().map(|(role, &value)| Bar { name: role.to_string(), parts: vec![value] }).collect()
     };
     let rss = record.peak_rss_bytes.iter().map(|(&role, &n)| (role, real(n))).collect();
     let figures = [
@@ -321,63 +191,6 @@ fn costs(record: &SessionRecord) -> String {
     ]
     .concat();
     section("Cost", &figures)
-}
-
-/// Figures under a heading, if there are any.
-fn section(title: &str, figures: &str) -> String {
-    if figures.is_empty() {
-        return String::new();
-    }
-    format!("<h2>{title}</h2>\n<div class=\"figures\">\n{figures}</div>\n")
-}
-
-/// One role's bar, in parts.
-struct Bar {
-    role: Role,
-    parts: Vec<f64>,
-}
-
-/// Bars with their values beside them; a legend only where a bar has parts.
-///
-/// Not plotted: as a grid of text and stretched rectangles they keep their letters' size at any width of the screen.
-fn bar_figure(title: &str, parts: &[(usize, &str)], unit: fn(f64) -> String, bars: &[Bar]) -> String {
-    let largest = bars.iter().map(|b| b.parts.iter().sum()).fold(0.0, f64::max);
-    if !(largest > 0.0 && largest.is_finite()) {
-        return String::new();
-    }
-    let mut rows = String::new();
-    for Bar { role, parts: values } in bars.iter().take(BARS_SHOWN_MAX) {
-        let mut x = 0.0;
-        let mut rectangles = String::new();
-        for ((color, part), value) in parts.iter().zip(values).filter(|(_, v)| **v > 0.0) {
-            let width = value / largest * 100.0;
-            let (class, title) = (class(*color), format!("{}: {}", escape(part), unit(*value)));
-            rectangles += &format!(
-                r#"<rect class="{class}" x="{x:.2}" width="{width:.2}" height="1"><title>{title}</title></rect>"#
-            );
-            x += width;
-        }
-        let total = unit(values.iter().sum());
-        rows += &format!(
-            "<span>{role}</span><svg viewBox=\"0 0 100 1\" preserveAspectRatio=\"none\">{rectangles}</svg><b>{total}</b>\n"
-        );
-    }
-    let legend = if parts.len() > 1 { legend(parts.iter().copied()) } else { String::new() };
-    let left_out = left_out(bars.len(), BARS_SHOWN_MAX, "roles");
-    format!("<figure><h3>{title}</h3>{legend}<div class=\"bars\">\n{rows}</div>{left_out}</figure>\n")
-}
-
-fn legend<'a>(entries: impl Iterator<Item = (usize, &'a str)>) -> String {
-    let items: String =
-        entries.map(|(color, name)| format!("<li><i class=\"{}\"></i>{}</li>", class(color), escape(name))).collect();
-    format!("<ul class=\"legend\">{items}</ul>")
-}
-
-/// The last of the eight colours of the style sheet, for what needs none.
-const GREY: usize = 7;
-
-fn class(color: usize) -> String {
-    format!("c{}", color.min(GREY))
 }
 
 /// Who saw what in the clear under the protocol that ran, and what follows from it.
@@ -588,22 +401,6 @@ fn formula_check(record: &SessionRecord) -> String {
     )
 }
 
-/// A table of numbers. Cells are HTML.
-fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
-    let header: String = header.iter().map(|h| format!("<th scope=\"col\">{}</th>", escape(h))).collect();
-    let rows: String = rows
-        .map(|cells| {
-            let mut cells = cells.into_iter();
-            let first = cells.next().map(|c| format!("<th scope=\"row\">{c}</th>")).unwrap_or_default();
-            let rest: String = cells.map(|c| format!("<td>{c}</td>")).collect();
-            format!("<tr>{first}{rest}</tr>\n")
-        })
-        .collect();
-    format!(
-        "<div class=\"scroll\" tabindex=\"0\"><table class=\"numbers\"><thead><tr>{header}</tr></thead><tbody>\n{rows}</tbody></table></div>\n"
-    )
-}
-
 /// What a role sent and used over all epochs.
 #[derive(Default)]
 struct Total<'a> {
@@ -681,103 +478,6 @@ fn each_pass(record: &SessionRecord, before: &str) -> String {
     }
 }
 
-/// At most `most` of the items, the first and the last among them.
-fn evenly<T>(items: &[T], most: usize) -> impl Iterator<Item = &T> {
-    let shown = items.len().min(most);
-    (0..shown).map(move |i| &items[if shown < 2 { 0 } else { i * (items.len() - 1) / (shown - 1) }])
-}
-
-fn mean(values: impl ExactSizeIterator<Item = f64>) -> Option<f64> {
-    let n = values.len();
-    (n > 0).then(|| values.sum::<f64>() / real(n as u64))
-}
-
-/// What stands where there is no number.
-fn absent() -> String {
-    "–".to_owned()
-}
-
-fn left_out(of: usize, most: usize, what: &str) -> String {
-    if of <= most {
-        return String::new();
-    }
-    format!(
-        "<p class=\"note\">The first {most} of {} {what}; <code>report.json</code> has all.</p>\n",
-        count(of as u64)
-    )
-}
-
-fn plural<'a>(n: u64, one: &'a str, many: &'a str) -> &'a str {
-    if n == 1 { one } else { many }
-}
-
-/// `24,000`.
-fn count(n: u64) -> String {
-    let digits = n.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, which is right for display")]
-fn count_real(n: f64) -> String {
-    count(n.round() as u64)
-}
-
-/// `1.54 MB`: three digits, decimal units.
-fn bytes(n: f64) -> String {
-    let (value, unit) = match n {
-        n if n < 999.5 => (n, "B"),
-        n if n < 999.5e3 => (n / 1e3, "kB"),
-        n if n < 999.5e6 => (n / 1e6, "MB"),
-        n if n < 999.5e9 => (n / 1e9, "GB"),
-        n => (n / 1e12, "TB"),
-    };
-    if unit == "B" && n.fract() == 0.0 { format!("{n} B") } else { format!("{} {unit}", three_digits(value)) }
-}
-
-fn bytes_or_absent(n: u64) -> String {
-    if n == 0 { absent() } else { bytes(real(n)) }
-}
-
-/// `142 ms`, `6.41 s`, `3 min 20 s`, `2 h 5 min`.
-fn seconds(s: f64) -> String {
-    if s < 0.9995 {
-        return format!("{} ms", three_digits(s * 1e3));
-    }
-    if s < 99.95 {
-        return format!("{} s", three_digits(s));
-    }
-    let s = s.round();
-    let (hours, minutes) = ((s / 3600.0).floor(), (s / 60.0).floor());
-    if hours > 0.0 {
-        format!("{hours} h {} min", minutes - hours * 60.0)
-    } else {
-        format!("{minutes} min {} s", s - minutes * 60.0)
-    }
-}
-
-fn three_digits(value: f64) -> String {
-    let decimals = if value < 9.995 {
-        2
-    } else if value < 99.95 {
-        1
-    } else {
-        0
-    };
-    format!("{value:.decimals$}")
-}
-
-/// Four digits: losses of one session differ in the third or fourth.
-fn loss(value: f64) -> String {
-    if value != 0.0 && !(1e-3..1e5).contains(&value.abs()) { format!("{value:.3e}") } else { format!("{value:.4}") }
-}
-
 /// What UDP carried beyond the messages.
 fn overhead(total: &Total<'_>) -> String {
     if total.wire == 0 || total.sent == 0 {
@@ -785,30 +485,9 @@ fn overhead(total: &Total<'_>) -> String {
     }
     format!("{:+.1} %", (real(total.wire) / real(total.sent) - 1.0) * 100.0)
 }
-
-#[expect(clippy::cast_precision_loss, reason = "for display")]
-fn real(n: u64) -> f64 {
-    n as f64
-}
-
-/// Text that stands for itself in an element and in a quoted attribute.
-fn escape(text: impl Display) -> String {
-    let mut escaped = String::new();
-    for c in text.to_string().chars() {
-        match c {
-            '&' => escaped += "&amp;",
-            '<' => escaped += "&lt;",
-            '>' => escaped += "&gt;",
-            '"' => escaped += "&quot;",
-            '\'' => escaped += "&#39;",
-            c => escaped.push(c),
-        }
-    }
-    escaped
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use super::chart::Axis;
     use super::*;
     use serde_json::{Value, json};
 
@@ -861,7 +540,7 @@ mod tests {
     }
 
     /// Every element that is opened is closed, in order.
-    fn assert_well_formed(page: &str) {
+    pub(crate) fn assert_well_formed(page: &str) {
         let mut open = Vec::new();
         for tag in page.split('<').skip(2).map(|t| t.split_once('>').unwrap().0) {
             let name = tag.split_whitespace().next().unwrap();
@@ -1024,14 +703,14 @@ mod tests {
 
     #[test]
     fn ticks_are_one_two_or_five_of_a_power_of_ten() {
-        let labels = |axis: &Axis| axis.ticks().map(|t| axis.label(t)).collect::<Vec<_>>();
-        let axis = Axis::of_values([0.43, 0.63].into_iter()).unwrap();
+        let labels = |axis: &Axis| axis.ticks().into_iter().map(|t| axis.label(t)).collect::<Vec<_>>();
+        let axis = Axis::of(Scale::Linear, [0.43, 0.63].into_iter(), 5.0).unwrap();
         assert_eq!(labels(&axis), ["0.45", "0.50", "0.55", "0.60"]);
-        let axis = Axis::of_values([-0.2, 0.2].into_iter()).unwrap();
+        let axis = Axis::of(Scale::Linear, [-0.2, 0.2].into_iter(), 5.0).unwrap();
         assert_eq!(labels(&axis), ["-0.2", "-0.1", "0.0", "0.1", "0.2"]);
-        let axis = Axis::of_epochs([1.0, 1000.0].into_iter()).unwrap();
+        let axis = Axis::of(Scale::Count, [1.0, 1000.0].into_iter(), 6.0).unwrap();
         assert_eq!(labels(&axis), ["200", "400", "600", "800", "1,000"]);
-        let axis = Axis::of_epochs([1.0].into_iter()).unwrap();
+        let axis = Axis::of(Scale::Count, [1.0].into_iter(), 6.0).unwrap();
         assert_eq!(labels(&axis), ["1"]);
     }
 
