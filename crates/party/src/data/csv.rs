@@ -19,12 +19,20 @@ use super::{DataError, DataSource, Excerpt, ID_SEPARATOR, ID_SEPARATOR_TEXT, Ids
 /// never closed, would otherwise be read into memory whole.
 const ROW_BYTES_MAX: usize = 16 << 20;
 
+/// After so many rows, the file's length says about how many there are.
+const ROWS_OF_ESTIMATE: usize = 10_000;
+
 /// Large enough that system calls do not show in the time, small enough for the processor's cache.
 const BUFFER_BYTES: usize = 64 << 10;
 
 pub(super) fn read(source: &DataSource, packing: Packing) -> Result<Table, DataError> {
     let input = open(&source.file, packing)?;
-    read_from(source, packing, input)
+    // How long a packed file is says nothing; nor does a pipe's length.
+    let length = match packing {
+        Packing::Plain => std::fs::metadata(&source.file).map(|m| m.len()).ok().filter(|length| *length > 0),
+        Packing::Gzip => None,
+    };
+    read_from(source, packing, input, length)
 }
 
 pub(super) fn read_columns(file: &Path, packing: Packing) -> Result<Vec<String>, DataError> {
@@ -40,8 +48,13 @@ fn open(file: &Path, packing: Packing) -> Result<Box<dyn Read>, DataError> {
     })
 }
 
-/// [`read`] from any bytes.
-pub(super) fn read_from(source: &DataSource, packing: Packing, input: impl Read) -> Result<Table, DataError> {
+/// [`read`] from any bytes, of which there are `length`, if that is known.
+pub(super) fn read_from(
+    source: &DataSource,
+    packing: Packing,
+    input: impl Read,
+    length: Option<u64>,
+) -> Result<Table, DataError> {
     let mut records = Records::new(&source.file, packing, input)?;
     let header = records.header()?;
     let selection = header.select(source)?;
@@ -51,6 +64,9 @@ pub(super) fn read_from(source: &DataSource, packing: Packing, input: impl Read)
     while records.advance()? {
         records.check_width(&header)?;
         rows.push(&records, &header, &selection)?;
+        if let (ROWS_OF_ESTIMATE, Some(length)) = (rows.count, length) {
+            rows.reserve(length / records.reader.position().byte().max(1));
+        }
     }
     if rows.count == 0 {
         return Err(DataError::NoRows { file: source.file.clone(), line: header.line() });
@@ -69,20 +85,28 @@ struct Rows {
     labels: Growing,
 }
 
-/// Values of which nobody knows how many will come. One growing list would be copied again and again, and for a moment
-/// be there twice.
+/// Values of which nobody knows for certain how many will come. One growing list would be copied again and again, and for
+/// a moment be there twice: where the number can be estimated there is one list with room for all of them and a few more,
+/// which take no memory until they are there; where it cannot, there are segments.
 #[derive(Default)]
 struct Growing {
     full: Vec<Vec<f32>>,
     last: Vec<f32>,
+    is_whole: bool,
 }
 
 impl Growing {
-    /// Values of a segment: 16 MB.
-    const SEGMENT: usize = 4 << 20;
+    /// Values of a segment: 16 MB; few in tests, where tables are small.
+    const SEGMENT: usize = if cfg!(test) { 64 } else { 4 << 20 };
+
+    /// Makes room for `times` as many values as there are now, unless there is no room.
+    fn reserve(&mut self, times: usize) {
+        let all = self.last.len().saturating_mul(times.saturating_add(1));
+        self.is_whole = self.full.is_empty() && self.last.try_reserve_exact(all).is_ok();
+    }
 
     fn push(&mut self, value: f32) {
-        if self.last.len() == Self::SEGMENT {
+        if self.last.len() == Self::SEGMENT && !self.is_whole {
             self.full.push(std::mem::take(&mut self.last));
             self.last.reserve_exact(Self::SEGMENT);
         }
@@ -91,7 +115,10 @@ impl Growing {
 
     /// All values; each segment is given back as soon as it is copied.
     fn into_vec(self) -> Vec<f32> {
-        let Self { full, last } = self;
+        let Self { full, last, .. } = self;
+        if full.is_empty() {
+            return last;
+        }
         let mut all = Vec::with_capacity(full.len() * Self::SEGMENT + last.len());
         full.into_iter().chain([last]).for_each(|segment| all.extend_from_slice(&segment));
         all
@@ -118,6 +145,13 @@ impl Rows {
         }
         self.count += 1;
         Ok(())
+    }
+
+    /// Makes room for `times` as many rows as there are now.
+    fn reserve(&mut self, times: u64) {
+        let times = usize::try_from(times).unwrap_or(usize::MAX);
+        self.features.reserve(times);
+        self.labels.reserve(times);
     }
 
     fn check_ids(&self, source: &DataSource) -> Result<(), DataError> {

@@ -538,7 +538,7 @@ fn an_endless_row_is_not_read_into_memory() {
     let endless = |start: &'static [u8]| start.chain(std::io::repeat(b'x'));
     use std::io::Read;
     for (start, expected) in [(&b"id,x"[..], 1), (b"id,x\na,1\nb,2", 3), (b"id,x\na,\"1", 2)] {
-        let error = csv::read_from(&source("endless.csv"), Packing::Plain, endless(start)).unwrap_err();
+        let error = csv::read_from(&source("endless.csv"), Packing::Plain, endless(start), None).unwrap_err();
         assert!(matches!(&error, DataError::RowTooLong { line, .. } if *line == expected), "{error:?}");
         assert!(error.to_string().contains(&format!("endless.csv: line {expected}")), "{error}");
     }
@@ -549,8 +549,28 @@ fn many_long_rows_may_be_longer_together_than_one() {
     let note = "n".repeat(1 << 20);
     let rows: String = (0..20).map(|row| format!("{row},{row},{note}\n")).collect();
     let source = DataSource { ignore: vec!["note".into()], ..source("long.csv") };
-    let table = csv::read_from(&source, Packing::Plain, format!("id,x,note\n{rows}").as_bytes()).unwrap();
+    let table = csv::read_from(&source, Packing::Plain, format!("id,x,note\n{rows}").as_bytes(), None).unwrap();
     assert_eq!(table.features.dim(), (20, 1));
+}
+
+#[test]
+fn a_long_table_is_whole_whatever_was_expected() {
+    // Rows that are shorter, or longer, than those from which their number is estimated.
+    for (first, second) in [("1.25", "1"), ("1", "1.000000000000000000000000")] {
+        let value = |row: usize| if row < 10_000 { first } else { second };
+        let rows: String = (0..25_000).map(|row| format!("{row},{},{row}\n", value(row))).collect();
+        let content = format!("id,y,x\n{rows}");
+        let fixture = Fixture::csv(&content);
+        for length in [None, Some(content.len() as u64), Some(u64::MAX)] {
+            let source = DataSource { label: Some("y".into()), ..fixture.source() };
+            let table = csv::read_from(&source, Packing::Plain, content.as_bytes(), length).unwrap();
+            assert_eq!(table.features.dim(), (25_000, 1));
+            assert!(table.features.column(0).iter().enumerate().all(|(row, &x)| x == row as f32));
+            let labels = table.labels.unwrap();
+            assert!(labels.iter().enumerate().all(|(row, y)| *y == value(row).parse::<f32>().unwrap()));
+            assert_eq!(table.ids.get(24_999), "24999");
+        }
+    }
 }
 
 // Scores.
@@ -629,7 +649,7 @@ proptest! {
             label: label.then(|| "y".into()),
             ..source("any.csv")
         };
-        match csv::read_from(&source, Packing::Plain, &bytes[..]) {
+        match csv::read_from(&source, Packing::Plain, &bytes[..], None) {
             Ok(table) => {
                 prop_assert_eq!(table.features.nrows(), table.ids.len());
                 prop_assert_eq!(table.features.ncols(), table.feature_names.len());
@@ -649,7 +669,7 @@ proptest! {
         let at = cut.index(packed.len());
         packed[at] ^= bytes.first().copied().unwrap_or(0);
         let input = flate2::read::MultiGzDecoder::new(&packed[..]);
-        let _ = csv::read_from(&source("any.csv.gz"), Packing::Gzip, input);
+        let _ = csv::read_from(&source("any.csv.gz"), Packing::Gzip, input, None);
     }
 }
 
