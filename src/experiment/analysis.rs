@@ -3,7 +3,7 @@
 use super::plan::{Experiment, Kind, Run};
 use super::store::{Finished, Measured};
 use crate::report::chart::{Bar, Chart, Dots, Point, Scale, Series, bar_figure, dot_figure};
-use crate::report::number::{bytes, mean, real, seconds};
+use crate::report::number::{bytes, count, mean, real, seconds};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -176,6 +176,12 @@ fn fit(points: &[Point]) -> Option<Fit> {
 
 fn auc(m: &Measured) -> Option<f64> {
     m.test?.auc
+}
+
+/// A count that went through a logarithm.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive, and far below 2^64")]
+fn whole(v: f64) -> String {
+    count(v.round() as u64)
 }
 
 fn four(v: f64) -> String {
@@ -402,15 +408,24 @@ fn curves(groups: &Groups<'_>, x: Scale, fitted: bool, memory: bool) -> Findings
             chart("largest resident set of a party, times its own data", four, &|m| Some(party_rss(m)? / own_data(m)?));
         }
         for method in groups.methods() {
-            let points: Vec<Point> = groups
-                .of(session, method)
-                .filter_map(|c| point(c.x, c.runs.iter().filter_map(|m| m.epoch_seconds())))
-                .collect();
+            let points = |value: &dyn Fn(&Measured) -> Option<f64>| -> Vec<Point> {
+                let cells = groups.of(session, method);
+                cells.filter_map(|c| point(c.x, c.runs.iter().filter_map(|m| value(m)))).collect()
+            };
+            let exponent = |what: &str, value: &dyn Fn(&Measured) -> Option<f64>| {
+                fit(&points(value)).map(|f| format!("{what} as {}^{:.2}", groups.what, f.exponent))
+            };
+            let memory_exponent = if memory { exponent("memory", &party_rss) } else { None };
+            let points = points(&Measured::epoch_seconds);
             if let (true, Some(f)) = (fitted, fit(&points)) {
-                answers.push(format!(
-                    "{method}: time grows as {}^{:.2} (from {:.0} to {:.0})",
-                    groups.what, f.exponent, f.low, f.high
-                ));
+                let grow = [
+                    exponent("time grows", &Measured::epoch_seconds),
+                    exponent("bytes", &|m| Some(sent(m)).filter(|b| *b > 0.0)),
+                    memory_exponent,
+                ];
+                let grow: Vec<String> = grow.into_iter().flatten().collect();
+                let ends = [f.low, f.high].map(whole);
+                answers.push(format!("{method}: {} (fitted from {} to {})", grow.join(", "), ends[0], ends[1]));
             } else if let (Some(first), Some(last)) = (points.first(), points.last()) {
                 let (a, b) = (seconds(first.y), seconds(last.y));
                 answers.push(format!("{method}: {a} an epoch at {} {}, {b} at {}", groups.what, first.x, last.x));

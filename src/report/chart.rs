@@ -192,12 +192,15 @@ pub(crate) struct Dots {
 
 /// Dots on rows over one axis, with a bar at each row's mean: differences are seen better than between bars from zero.
 pub(crate) fn dot_figure(title: &str, unit: &str, say: fn(f64) -> String, rows: &[Dots]) -> String {
-    const LEFT: f64 = 112.0;
     const RIGHT: f64 = 346.0;
     const ROW: f64 = 22.0;
+    // Room for the longest name; a letter is about 7 wide.
+    let letters = rows.iter().map(|r| r.name.chars().count()).max().unwrap_or(0).clamp(8, 24);
+    #[expect(clippy::cast_precision_loss, reason = "24 at most")]
+    let left = 22.0 + 7.0 * letters as f64;
     let values = || rows.iter().flat_map(|r| &r.values).copied().filter(|v| v.abs() <= VALUE_MAX);
     let Some(axis) = Axis::of(Scale::Linear, values(), 4.0) else { return String::new() };
-    let x = |value: f64| LEFT + axis.position(value) * (RIGHT - LEFT);
+    let x = |value: f64| left + axis.position(value) * (RIGHT - left);
     #[expect(clippy::cast_precision_loss, reason = "a row for each method")]
     let bottom = ROW * rows.len() as f64 + 4.0;
     let alt = escape(format!("{title} ({unit}), a dot for each run"));
@@ -212,7 +215,7 @@ pub(crate) fn dot_figure(title: &str, unit: &str, say: fn(f64) -> String, rows: 
     let mut y = ROW / 2.0 + 2.0;
     for row in rows {
         let name = escape(&row.name);
-        svg += &format!("<text class=\"end\" x=\"{}\" y=\"{:.1}\">{name}</text>\n", LEFT - 10.0, y + 4.5);
+        svg += &format!("<text class=\"end\" x=\"{}\" y=\"{:.1}\">{name}</text>\n", left - 10.0, y + 4.5);
         let known: Vec<f64> = row.values.iter().copied().filter(|v| v.abs() <= VALUE_MAX).collect();
         for &value in &known {
             svg += &shape(row.color, x(value), y, &format!("{name}: {}", say(value)));

@@ -463,3 +463,96 @@ impl Drop for Dealer {
         [&mut self.u, &mut self.v, &mut self.z].into_iter().for_each(Zeroize::zeroize);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::first_layer::conformance::{networks, session};
+    use crate::{FirstLayerKind, Phase};
+    use ndarray::{Array2, array};
+    use std::time::Duration;
+
+    fn step(batch: u32) -> Step {
+        Step { phase: Phase::Train, epoch: 1, batch }
+    }
+
+    /// Party 0's side, with the network that party 1 would have.
+    async fn first_party(session: &SessionConfig, x: ArrayView2<'_, f32>) -> (Party, Network, Network, Vec<u64>) {
+        let roles = [Role::party(0), Role::party(1), Role::Server, Role::Coordinator];
+        let mut made = networks(&roles, 4096, Duration::from_secs(20)).await;
+        let (mut coordinator, _, mut one, mut zero) =
+            (made.pop().unwrap(), made.pop(), made.pop().unwrap(), made.pop().unwrap());
+        let mut opened = vec![0_u64; x.len() * 2];
+        let theirs = async {
+            coordinator.send_payload(Role::party(0), Step::SETUP, 0, &[7; 32]).await?;
+            let (d, share) = (x.ncols() * 2, vec![0_u8; x.len() * 2 * 8]);
+            assert_eq!(d * x.nrows(), opened.len());
+            let channel = one.channel(Role::party(0))?;
+            channel.exchange_payload(Step::SETUP, 0, &share, bytemuck::cast_slice_mut(&mut opened)).await
+        };
+        let features = [x.ncols(), x.ncols()];
+        let (party, theirs) = tokio::join!(Party::set_up(session, 1, &mut zero, &features, x), theirs);
+        theirs.unwrap();
+        (party.unwrap(), zero, one, opened)
+    }
+
+    /// Shares of the same weights at two steps differ by what is uniform to the other party, in its own block as well,
+    /// where it knows the share of the weights: `V` is another one for each step.
+    #[test]
+    fn v_belongs_to_one_step() {
+        let session = session(FirstLayerKind::Beaver, 64, 2, 3);
+        let x = array![[0.5_f32, -1.0], [2.0, 0.25]];
+        let w = Array2::from_elem((2, 3), 0.5_f32);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (mut party, mut zero, mut one, _) = first_party(&session, x.view()).await;
+            let key = one.pair_key(Role::party(0)).unwrap();
+            let mut vs = Vec::new();
+            for batch in [0, 1] {
+                party.derive(step(batch), &[0, 1]);
+                let mut share = vec![0_u64; 4 * 3];
+                let nothing = vec![0_u8; 4 * 3 * 8];
+                let channel = one.channel(Role::party(0)).unwrap();
+                let theirs = channel.exchange_payload(step(batch), 0, &nothing, bytemuck::cast_slice_mut(&mut share));
+                let (ours, theirs) = tokio::join!(party.open_weights(&mut zero, step(batch), w.view()), theirs);
+                ours.unwrap();
+                theirs.unwrap();
+                // Party 1 takes away what it knows: party 0's share of party 1's weights. What is left is −V.
+                let known = party.masks.of(step(batch), Tensor::W(Sign::Minus));
+                key.mask(&known, Sign::Minus, &mut share[6..]);
+                vs.push(share[6..].to_vec());
+            }
+            assert!(vs[0].iter().zip(&vs[1]).all(|(a, b)| a != b), "V of one step again in another");
+        });
+    }
+
+    /// What is opened of features says nothing of them: the same features under other seeds, and equal rows under one.
+    #[test]
+    fn u_belongs_to_one_row() {
+        let session = session(FirstLayerKind::Beaver, 64, 2, 3);
+        let x = array![[0.5_f32, -1.0], [0.5, -1.0]];
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (_, _, _, opened) = first_party(&session, x.view()).await;
+            assert!(opened[..4].iter().zip(&opened[4..]).all(|(a, b)| a != b), "two rows under one mask");
+        });
+    }
+
+    #[test]
+    fn weights_whose_product_could_wrap_are_not_sent() {
+        let session = session(FirstLayerKind::Beaver, 64, 2, 3);
+        let x = array![[1000.0_f32, -1.0]];
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (mut party, mut zero, _one, _) = first_party(&session, x.view()).await;
+            let before = zero.sent();
+            for bad in [1e5, f32::NAN, f32::INFINITY] {
+                let w = Array2::from_elem((2, 3), bad);
+                party.derive(step(0), &[0]);
+                let refused = party.open_weights(&mut zero, step(0), w.view()).await.map(drop);
+                assert!(matches!(refused, Err(ProtocolError::OwnProduct { column: 0, .. })), "{bad}: {refused:?}");
+            }
+            assert_eq!(zero.sent(), before);
+        });
+    }
+}
