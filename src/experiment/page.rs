@@ -101,7 +101,8 @@ fn html(results: &Results<'_>) -> String {
 </head>
 <body class="experiments">
 <h1>SPNN experiments</h1>
-<p class="note">{machine}; every role a process of its own on it, over QUIC. Made by <code>{command}</code>.</p>
+<p class="note">{machine}; every role a process of its own on it, over QUIC. Made by <code>{command}</code>: {runs} runs,
+{minutes:.0} minutes.</p>
 {mixed}<ul class="answers">
 {contents}</ul>
 {sections}{seen}<footer class="note">SPNN {version} · build {builds}</footer>
@@ -111,6 +112,8 @@ fn html(results: &Results<'_>) -> String {
         machine = escape(&results.machine),
         command = escape(results.command),
         seen = who_saw_what(results),
+        runs = results.experiments.iter().map(|s| s.finished.len()).sum::<usize>(),
+        minutes = results.experiments.iter().flat_map(|s| &s.finished).map(|f| f.seconds).sum::<f64>() / 60.0,
         version = escape(results.spnn),
         builds = escape(builds.into_iter().collect::<Vec<_>>().join(", ")),
     )
@@ -167,7 +170,7 @@ fn section(s: &Section<'_>) -> String {
              <pre>{}</pre></details>\n",
             s.finished.len(),
             s.file.seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", "),
-            escape(&f.run.text)
+            escape(&shown(&f.run.text))
         )
     });
     format!(
@@ -179,6 +182,18 @@ fn section(s: &Section<'_>) -> String {
         answer = escape(&s.findings.answer),
         figures = s.findings.figures,
     )
+}
+
+/// A session file as it is shown: where this machine keeps its data is nobody's business.
+fn shown(text: &str) -> String {
+    let line = |line: &str| match line.strip_prefix("file = \"").and_then(|rest| rest.strip_suffix('"')) {
+        Some(file) => {
+            let name = Path::new(file).file_name().unwrap_or_default();
+            format!("file = \"{}\"", name.to_string_lossy())
+        }
+        None => line.to_owned(),
+    };
+    text.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// For every method that ran: what each role sees.
@@ -206,9 +221,9 @@ fn who_saw_what(results: &Results<'_>) -> String {
                 "paillier" => [sum, "as in sharing; ciphertexts it cannot read", holder, nothing],
                 "beaver" => [
                     sum,
-                    "grad_h1; shares of rows and weights, which alone say nothing",
+                    "its own rows; grad_h1 (which gives labels away); shares and masked values of the others, uniform to it",
                     holder,
-                    "the same; the dealer also its own triples, which with what a party sees would open data",
+                    "sizes, identities, timing, metrics; the triples, with which it and any party could open all data",
                 ],
                 _ => ["–"; 4],
             };

@@ -522,6 +522,8 @@ pub(crate) mod tests {
             "first_layer": "sharing",
             "ring_bits": 64,
             "first_layer_bytes_per_row": 64.046_875,
+            "first_layer_set_up_bytes": 0,
+            "bytes_sent_by_kind": { "party-0": { "first-layer": 1_540_000 } },
             "parties": 2,
             "features": [13, 10],
             "hidden_width": 8,
