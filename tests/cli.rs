@@ -367,7 +367,7 @@ fn a_coordinator_that_dies_is_named() {
 
 #[test]
 fn every_help_ends_with_an_example() {
-    let commands: [&[&str]; 13] = [
+    let commands: [&[&str]; 14] = [
         &[],
         &["simulate"],
         &["pooled"],
@@ -380,6 +380,7 @@ fn every_help_ends_with_an_example() {
         &["pki", "revoke"],
         &["pki", "show"],
         &["evaluate"],
+        &["experiment"],
         &["predict"],
     ];
     for command in commands {

@@ -249,6 +249,10 @@ fn accuracy(experiment: &Experiment, groups: &Groups<'_>, finished: &[&Finished]
         }
         figures += &dot_figure(session, "test AUC; each seed a mark, the mean a bar", four, &dots);
         type OfEpoch = fn(&super::store::MeasuredEpoch) -> Option<f64>;
+        let is_curve = groups.cells.iter().flat_map(|c| &c.runs).any(|m| m.epochs.len() > 1);
+        if !is_curve {
+            continue;
+        }
         let curves: [(&str, OfEpoch); 2] =
             [("train loss", |e| e.train_loss), ("test AUC", |e| e.test.and_then(|t| t.auc))];
         for (what, value) in curves {

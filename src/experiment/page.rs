@@ -170,7 +170,7 @@ fn section(s: &Section<'_>) -> String {
              <pre>{}</pre></details>\n",
             s.finished.len(),
             s.file.seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", "),
-            escape(&shown(&f.run.text))
+            escape(shown(&f.run.text))
         )
     });
     format!(
