@@ -123,7 +123,7 @@ impl Stage {
     /// What others may know of a role's data.
     pub(crate) fn shape(&self, role: Role) -> DataShape {
         match role {
-            Role::Party(_) => DataShape { rows: ROWS, features: FEATURES, ids: digest_ids(&ids()) },
+            Role::Party(_) => DataShape { rows: ROWS, features: FEATURES, ids: digest_ids(ids()) },
             Role::Coordinator | Role::Server => DataShape::default(),
         }
     }
