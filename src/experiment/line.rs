@@ -4,9 +4,9 @@
 //! A [`Line`] has a rate in each direction and a round trip. All connections of a party share its line, as they would
 //! share the cable at its door; coordinator and server have none of their own. A packet waits until those before it are
 //! through (`bytes × 8 / rate`), then travels for half a round trip. What waits is bounded by a second's worth of the
-//! rate, or [`QUEUE_MIN`] where that is more; a packet that finds the queue full is lost, and QUIC sends it again.
+//! rate, or `QUEUE_MIN` where that is more; a packet that finds the queue full is lost, and QUIC sends it again.
 //!
-//! Rates count UDP payload and [`HEADER_BYTES`] a packet. A thread that sleeps wakes up to a tenth of a millisecond
+//! Rates count UDP payload and `HEADER_BYTES` a packet. A thread that sleeps wakes up to a tenth of a millisecond
 //! late, so trips are a little longer than they should be, and rates beyond what two cores can copy are those of the
 //! machine.
 
