@@ -17,7 +17,7 @@
 //! 5. Party i shares `W_i` as in 2. Every party sends `[W]_j − [V]_j` to every other one, `8·d·h` bytes: `F = W − V` is
 //!    **opened**, to the parties.
 //! 6. Party j: `[H1]_j = E·[V]_j + [U]_j·F + [Z]_j`, party 1 adds `E·F`. It adds a share of zero, made as in
-//!    [`sharing`](super::sharing), and sends the result to the server, `8·n·h` bytes.
+//!    [`sharing`], and sends the result to the server, `8·n·h` bytes.
 //! 7. The server adds the shares: `H1` is **opened**, to the server only, and divided there by `2^2f`. No share is ever
 //!    truncated, so the product of the encoded matrices is exact.
 //!
