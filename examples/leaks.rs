@@ -13,7 +13,7 @@
 //!    the `h1` it saw in the second half of the epochs.
 
 use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
-use spnn::nn::{LabelHead, Mode, Model, Optimizer, Sequential, auc, first_layer_weights};
+use spnn::nn::auc;
 use spnn::protocol::{Phase, SessionFile};
 use spnn::{pooled, sources};
 use std::error::Error;
@@ -59,51 +59,29 @@ fn train(file: &Path) -> Result<Seen, Box<dyn Error>> {
     let session = parsed.config()?;
     let sources = sources::sources(&parsed.data, file.parent().unwrap_or(Path::new(".")))?;
     let (x, labels) = pooled::pool(&session, &sources, None)?;
-    let (n, d, h) = (x.nrows(), x.ncols(), session.model.hidden_width as usize);
-    let schedule = session.schedule(u32::try_from(n)?);
-    let mut w = first_layer_weights(session.seed, d, h, 0..d);
-    let mut server = Sequential::new(h, &session.model.server, session.seed)?;
-    let mut head = LabelHead::new(server.output_width(), &session.model.head, session.seed)?;
-    let mut optimizers = [(); 3].map(|()| Optimizer::new(&session.train.optimizer, [0; 32]));
-    let epochs = session.train.epochs;
-    let train_rows = schedule.order(Phase::Train, 1);
-    let mut place = vec![usize::MAX; n];
-    for (i, &row) in train_rows.iter().enumerate() {
-        place[row as usize] = i;
-    }
+    let (h, outputs, epochs) =
+        (session.model.hidden_width as usize, session.server_output_width()?, session.train.epochs);
+    let train_rows = session.schedule(u32::try_from(x.nrows())?).order(Phase::Train, 1);
+    let mut place = vec![usize::MAX; x.nrows()];
+    train_rows.iter().enumerate().for_each(|(i, &row)| place[row as usize] = i);
     let m = train_rows.len();
     let mut seen = Seen {
         name: session.name.clone(),
         x: x.select(Axis(0), &train_rows.iter().map(|&r| r as usize).collect::<Vec<_>>()),
         labels: train_rows.iter().map(|&r| labels[r as usize]).collect(),
-        grad_z: Array2::zeros((m, server.output_width())),
+        grad_z: Array2::zeros((m, outputs)),
         grad_h1: Array2::zeros((m, h)),
         h1: Array2::zeros((m, h * epochs as usize)),
     };
-    for epoch in 1..=epochs {
-        let order = schedule.order(Phase::Train, epoch);
-        for batch in schedule.batches(Phase::Train, epoch) {
-            let rows: Vec<usize> = order[batch.start..batch.start + batch.rows].iter().map(|&r| r as usize).collect();
-            let xb = x.select(Axis(0), &rows);
-            let yb: Vec<f32> = rows.iter().map(|&r| labels[r]).collect();
-            let h1 = xb.dot(&w);
-            let (_, grad_z) = head.step(server.forward(h1.view(), Mode::Train)?, &yb)?;
-            let grad_z = grad_z.to_owned();
-            let grad_h1 = server.backward(grad_z.view())?.to_owned();
-            let at = h * (epoch as usize - 1);
-            for (i, &row) in rows.iter().enumerate() {
-                seen.h1.slice_mut(s![place[row], at..at + h]).assign(&h1.row(i));
-                seen.grad_z.row_mut(place[row]).assign(&grad_z.row(i));
-                seen.grad_h1.row_mut(place[row]).assign(&grad_h1.row(i));
-            }
-            let gradient = xb.t().dot(&grad_h1);
-            if let (Some(w), Some(g)) = (w.as_slice_mut(), gradient.as_standard_layout().as_slice()) {
-                optimizers[0].step_one(w, g);
-            }
-            optimizers[1].step(&mut server.parameters());
-            optimizers[2].step(&mut head.parameters());
+    pooled::train_watched(&session, x.view(), &labels, &mut |batch| {
+        let at = h * (batch.epoch as usize - 1);
+        for (i, &row) in batch.rows.iter().enumerate() {
+            let place = place[row as usize];
+            seen.h1.slice_mut(s![place, at..at + h]).assign(&batch.h1.row(i));
+            seen.grad_z.row_mut(place).assign(&batch.grad_z.row(i));
+            seen.grad_h1.row_mut(place).assign(&batch.grad_h1.row(i));
         }
-    }
+    })?;
     Ok(seen)
 }
 

@@ -1,9 +1,10 @@
 //! The same network in one process, on the columns of all parties or of one: what a split session is compared with.
 //!
-//! Nothing here is shared with the roles but the layers: no messages, no first-layer protocol, one matrix of weights.
+//! Nothing here is shared with the roles but the layers: no messages, no first-layer protocol, one matrix of weights. As
+//! it computes what the roles would receive, attacks are measured on it, too ([`train_watched`]).
 
-use ndarray::{Array2, Axis, concatenate, s};
-use serde::Serialize;
+use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
+use serde::{Deserialize, Serialize};
 use spnn_crypto::SecretRng;
 use spnn_nn::{
     LabelHead, Loss, Mode, Model, ModelError, Optimizer, Sequential, SpecError, accuracy, auc, first_layer_weights,
@@ -37,7 +38,7 @@ pub enum PooledError {
 }
 
 /// One epoch.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PooledEpoch {
     /// From 1.
     pub epoch: u32,
@@ -52,10 +53,10 @@ pub struct PooledEpoch {
 }
 
 /// A trained network and its record.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Pooled {
     /// Features used.
-    pub features: usize,
+    pub features: u32,
     /// Every epoch.
     pub epochs: Vec<PooledEpoch>,
     /// Metrics on the test rows at the end.
@@ -81,13 +82,40 @@ pub struct Pooled {
 /// [`PooledError`] naming the file that cannot be read or does not fit the others.
 pub fn train(session: &SessionConfig, sources: &[DataSource], only: Option<u16>) -> Result<Pooled, PooledError> {
     let (x, labels) = pool(session, sources, only)?;
+    train_watched(session, x.view(), &labels, &mut |_| ())
+}
+
+/// What server and parties would see of a mini-batch.
+pub struct Seen<'a> {
+    /// From 1.
+    pub epoch: u32,
+    /// Rows of the batch.
+    pub rows: &'a [u32],
+    /// At the server, `[n, h]`.
+    pub h1: ArrayView2<'a, f32>,
+    /// At the server, `[n, k]`.
+    pub grad_z: ArrayView2<'a, f32>,
+    /// At every party, `[n, h]`.
+    pub grad_h1: ArrayView2<'a, f32>,
+}
+
+/// Trains the session's network on scaled columns, `[rows, d]`, and tells `watch` what would be seen of each mini-batch.
+///
+/// # Errors
+/// [`PooledError`] if layers or labels do not fit.
+pub fn train_watched(
+    session: &SessionConfig,
+    x: ArrayView2<'_, f32>,
+    labels: &[f32],
+    watch: &mut dyn FnMut(&Seen<'_>),
+) -> Result<Pooled, PooledError> {
     let rows = u32::try_from(x.nrows()).map_err(|_| PooledError::Unfit("too many rows".into()))?;
     let schedule = session.schedule(rows);
     let (d, h) = (x.ncols(), session.model.hidden_width as usize);
     let mut first_layer = first_layer_weights(session.seed, d, h, 0..d);
     let mut server = Sequential::new(h, &session.model.server, session.seed)?;
     let mut head = LabelHead::new(server.output_width(), &session.model.head, session.seed)?;
-    head.check_labels(&labels)?;
+    head.check_labels(labels)?;
     let mut rng = SecretRng::from_system()?;
     let mut optimizers = [(); 3].map(|()| Optimizer::new(&session.train.optimizer, rng.bytes32()));
     let mut gradient = Array2::zeros((d, h));
@@ -109,7 +137,8 @@ pub fn train(session: &SessionConfig, sources: &[DataSource], only: Option<u16>)
         let mut loss_sum = 0.0;
         for b in schedule.batches(Phase::Train, epoch) {
             let n = b.rows;
-            gather(&order[b.start..b.start + n], &mut xb, &mut yb);
+            let rows = &order[b.start..b.start + n];
+            gather(rows, &mut xb, &mut yb);
             matmul(xb.slice(s![..n, ..]), first_layer.view(), h1.slice_mut(s![..n, ..]), false);
             let z = server.forward(h1.slice(s![..n, ..]), Mode::Train)?;
             let (loss, grad_z) = head.step(z, &yb)?;
@@ -118,6 +147,7 @@ pub fn train(session: &SessionConfig, sources: &[DataSource], only: Option<u16>)
                 loss_sum += f64::from(loss) * n as f64;
             }
             let grad_h1 = server.backward(grad_z)?;
+            watch(&Seen { epoch, rows, h1: h1.slice(s![..n, ..]), grad_z, grad_h1 });
             matmul(xb.slice(s![..n, ..]).t(), grad_h1, gradient.view_mut(), false);
             if let (Some(w), Some(g)) = (first_layer.as_slice_mut(), gradient.as_slice()) {
                 optimizers[0].step_one(w, g);
@@ -149,7 +179,7 @@ pub fn train(session: &SessionConfig, sources: &[DataSource], only: Option<u16>)
     }
     let flat = |parameters: Vec<spnn_nn::Parameter<'_>>| parameters.iter().flat_map(|p| p.value.to_vec()).collect();
     Ok(Pooled {
-        features: d,
+        features: u32::try_from(d).map_err(|_| PooledError::Unfit("too many columns".into()))?,
         epochs,
         test,
         train_rows: schedule.train_rows(),

@@ -238,7 +238,7 @@ fn measure(session: &SessionConfig, data: &[DataSource]) -> Measured {
 /// How far one value of H1 may be off by what the protocol encodes: half a unit of the fixed point for each party's
 /// product; in `beaver` half a unit for each feature and weight, times the other factor; nothing in `plain`. The features
 /// are `d` and at most the session's clip, and a column of weights is at most as long as all of them.
-fn encoding(session: &SessionConfig, d: usize, weights: f64) -> f64 {
+fn encoding(session: &SessionConfig, d: u32, weights: f64) -> f64 {
     let half_unit = |bits: u32| 2.0_f64.powi(-(bits as i32 + 1));
     match session.first_layer {
         FirstLayerKind::Plain => 0.0,
@@ -247,7 +247,7 @@ fn encoding(session: &SessionConfig, d: usize, weights: f64) -> f64 {
             f64::from(session.parties) * half_unit(bits)
         }
         FirstLayerKind::Beaver => {
-            let (half, d) = (half_unit(session.beaver.fraction_bits), d as f64);
+            let (half, d) = (half_unit(session.beaver.fraction_bits), f64::from(d));
             half * (d * session.preparation.clip.unwrap() + d.sqrt() * weights + d * half)
         }
         FirstLayerKind::Paillier => f64::from(session.parties) * half_unit(session.paillier.fraction_bits),

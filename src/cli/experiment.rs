@@ -3,12 +3,11 @@
 use super::launch::{Launch, launch, watch_signals};
 use super::simulate::{make_certificates, say, write};
 use super::{CliError, RunExperiment};
-use serde::Deserialize;
 use spnn::coordinator::SessionRecord;
 use spnn::experiment::plan::{self, Changes};
-use spnn::experiment::store::{MeasuredEpoch, digest};
+use spnn::experiment::store::digest;
 use spnn::experiment::{Experiment, Finished, Measured, Outcome, Run, Store, attack, data, page};
-use spnn::protocol::message::Metrics;
+use spnn::pooled::Pooled;
 use spnn::protocol::{Role, SessionFile, Task};
 use spnn::sources::sources;
 use std::collections::HashMap;
@@ -205,43 +204,10 @@ impl Runner {
         if !status.success() {
             return Err(CliError::Usage(format!("spnn pooled: {}", read(&log).trim())));
         }
-        let said: PooledSaid = serde_json::from_str(&read(&output))
+        let trained: Pooled = serde_json::from_str(&read(&output))
             .map_err(|e| CliError::Config { file: output, reason: e.to_string() })?;
-        let epoch = |e: PooledEpoch| MeasuredEpoch {
-            seconds: e.seconds,
-            cpu_seconds: e.cpu_seconds,
-            train_loss: Some(e.train_loss),
-            test: e.test,
-            ..MeasuredEpoch::default()
-        };
-        Ok(Measured {
-            train_rows: said.train_rows,
-            features: vec![said.features],
-            epochs: said.epochs.into_iter().map(epoch).collect(),
-            test: said.test,
-            peak_rss_bytes: [("pooled".to_owned(), said.peak_rss_bytes)].into(),
-            attack: None,
-            weights: None,
-        })
+        Ok(trained.into())
     }
-}
-
-/// What `spnn pooled --json` prints.
-#[derive(Deserialize)]
-struct PooledSaid {
-    features: u32,
-    train_rows: u32,
-    epochs: Vec<PooledEpoch>,
-    test: Option<Metrics>,
-    peak_rss_bytes: u64,
-}
-
-#[derive(Deserialize)]
-struct PooledEpoch {
-    seconds: f64,
-    cpu_seconds: f64,
-    train_loss: f64,
-    test: Option<Metrics>,
 }
 
 fn result(m: &Measured) -> String {

@@ -9,22 +9,18 @@
 //!
 //! A simple attacker: what is left after a defence against it is a lower bound on the leak.
 
-use super::store::{AttackResult, Measured, MeasuredEpoch};
+use super::store::{AttackResult, Measured};
 use crate::pooled::{self, PooledError};
 use ndarray::{Array2, ArrayView2, Axis, s};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use spnn_crypto::SecretRng;
 use spnn_nn::{
     ActivationKind, HeadSpec, LabelHead, LayerSpec, Loss, Mode, Model, Optimizer, OptimizerSpec, Sequential, auc,
-    first_layer_weights,
 };
 use spnn_party::Prepared;
 use spnn_party::data::DataSource;
-use spnn_protocol::message::Metrics;
 use spnn_protocol::{Phase, SessionConfig};
-use std::time::Instant;
 
 /// Steps of the attacker's training, over all shadow rows each.
 const STEPS: u32 = 600;
@@ -46,8 +42,17 @@ pub fn measure(session: &SessionConfig, sources: &[DataSource], property: &str) 
     let rows = u32::try_from(x.nrows()).map_err(|_| PooledError::Unfit("too many rows".into()))?;
     let schedule = session.schedule(rows);
     let train = schedule.order(Phase::Train, 1);
-    let (mut measured, h1) = train_network(session, &x, &labels)?;
-    measured.train_rows = schedule.train_rows();
+    let width = session.model.hidden_width as usize;
+    let mut place = vec![usize::MAX; x.nrows()];
+    train.iter().enumerate().for_each(|(i, &row)| place[row as usize] = i);
+    // Of every training row in every epoch, side by side.
+    let mut h1 = Array2::zeros((train.len(), width * session.train.epochs as usize));
+    let trained = pooled::train_watched(session, x.view(), &labels, &mut |seen| {
+        let column = width * (seen.epoch as usize - 1);
+        for (&row, values) in seen.rows.iter().zip(seen.h1.outer_iter()) {
+            h1.slice_mut(s![place[row as usize], column..column + width]).assign(&values);
+        }
+    })?;
 
     let property: Vec<f32> = train.iter().map(|&r| values[r as usize]).collect();
     let mut sorted = property.clone();
@@ -56,76 +61,12 @@ pub fn measure(session: &SessionConfig, sources: &[DataSource], property: &str) 
     let above: Vec<f32> = property.iter().map(|&v| f32::from(u8::from(v > median))).collect();
     let mut order: Vec<usize> = (0..above.len()).collect();
     order.shuffle(&mut ChaCha8Rng::seed_from_u64(session.seed));
-    let width = session.model.hidden_width as usize;
     let last = h1.slice(s![.., h1.ncols().saturating_sub(width)..]);
-    measured.attack = Some(AttackResult {
+    let attack = AttackResult {
         one_epoch: attack(last, &above, &order, session.seed)?,
         all_epochs: attack(h1.view(), &above, &order, session.seed)?,
-    });
-    Ok(measured)
-}
-
-/// The network after the session's training, and `h1` of every training row in every epoch, side by side.
-fn train_network(
-    session: &SessionConfig,
-    x: &Array2<f32>,
-    labels: &[f32],
-) -> Result<(Measured, Array2<f32>), PooledError> {
-    let (n, d, h) = (x.nrows(), x.ncols(), session.model.hidden_width as usize);
-    let schedule = session.schedule(u32::try_from(n).map_err(|_| PooledError::Unfit("too many rows".into()))?);
-    let mut w = first_layer_weights(session.seed, d, h, 0..d);
-    let mut server = Sequential::new(h, &session.model.server, session.seed)?;
-    let mut head = LabelHead::new(server.output_width(), &session.model.head, session.seed)?;
-    // The noise of SGLD is secret: each role draws its own.
-    let mut rng = SecretRng::from_system()?;
-    let mut optimizers = [(); 3].map(|()| Optimizer::new(&session.train.optimizer, rng.bytes32()));
-    let mut place = vec![usize::MAX; n];
-    let first = schedule.order(Phase::Train, 1);
-    first.iter().enumerate().for_each(|(i, &row)| place[row as usize] = i);
-    let mut seen = Array2::zeros((first.len(), h * session.train.epochs as usize));
-    let mut measured = Measured::default();
-    for epoch in 1..=session.train.epochs {
-        let started = Instant::now();
-        let order = schedule.order(Phase::Train, epoch);
-        let mut loss_sum = 0.0;
-        let column = h * (epoch as usize - 1);
-        for batch in schedule.batches(Phase::Train, epoch) {
-            let rows: Vec<usize> = order[batch.start..batch.start + batch.rows].iter().map(|&r| r as usize).collect();
-            let xb = x.select(Axis(0), &rows);
-            let yb: Vec<f32> = rows.iter().map(|&r| labels[r]).collect();
-            let h1 = xb.dot(&w);
-            for (row, values) in rows.iter().zip(h1.outer_iter()) {
-                seen.slice_mut(s![place[*row], column..column + h]).assign(&values);
-            }
-            let (loss, grad_z) = head.step(server.forward(h1.view(), Mode::Train)?, &yb)?;
-            #[expect(clippy::cast_precision_loss, reason = "a batch has at most 2^24 rows")]
-            {
-                loss_sum += f64::from(loss) * rows.len() as f64;
-            }
-            let gradient = xb.t().dot(&server.backward(grad_z)?);
-            if let (Some(w), Some(g)) = (w.as_slice_mut(), gradient.as_standard_layout().as_slice()) {
-                optimizers[0].step_one(w, g);
-            }
-            optimizers[1].step(&mut server.parameters());
-            optimizers[2].step(&mut head.parameters());
-        }
-        let seconds = started.elapsed().as_secs_f64();
-        let test: Vec<usize> = schedule.order(Phase::Evaluate, epoch).iter().map(|&r| r as usize).collect();
-        let truth: Vec<f32> = test.iter().map(|&r| labels[r]).collect();
-        let h1 = x.select(Axis(0), &test).dot(&w);
-        let z = server.forward(h1.view(), Mode::Evaluate)?.to_owned();
-        let loss = head.loss(z.view(), &truth)? / f64::from(schedule.test_rows().max(1));
-        let scores: Vec<f32> = head.scores(z.view())?.iter().copied().collect();
-        let train_loss = loss_sum / f64::from(schedule.train_rows().max(1));
-        measured.test = Some(Metrics { loss, auc: auc(&scores, &truth), accuracy: None });
-        measured.epochs.push(MeasuredEpoch {
-            seconds,
-            train_loss: Some(train_loss),
-            test: measured.test,
-            ..MeasuredEpoch::default()
-        });
-    }
-    Ok((measured, seen))
+    };
+    Ok(Measured { attack: Some(attack), ..trained.into() })
 }
 
 /// AUC of the attacker's network on the rows that are attacked.

@@ -3,7 +3,7 @@
 use super::plan::{ExperimentError, Preparation, Run, Synthetic};
 use crate::sources::split_columns;
 use flate2::read::MultiGzDecoder;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use spnn_protocol::{Phase, Schedule, SessionFile};
 use std::collections::{BTreeMap, BTreeSet};
@@ -166,7 +166,5 @@ fn read_lines(file: &Path) -> Result<Vec<String>, ExperimentError> {
 
 /// Between -0.5 and 0.5.
 fn uniform(rng: &mut ChaCha8Rng) -> f32 {
-    #[expect(clippy::cast_precision_loss, reason = "24 bits fit an f32")]
-    let real = (rng.next_u32() >> 8) as f32;
-    real / 16_777_216.0 - 0.5
+    rng.random::<f32>() - 0.5
 }

@@ -3,8 +3,8 @@
 use super::analysis::{Findings, analyse};
 use super::plan::{Experiment, ExperimentError};
 use super::store::{Finished, Outcome};
-use crate::report::STYLE;
 use crate::report::chart::table;
+use crate::report::document;
 use crate::report::number::escape;
 use serde::Serialize;
 use spnn_protocol::write_durable;
@@ -88,26 +88,13 @@ fn html(results: &Results<'_>) -> String {
         0 | 1 => String::new(),
         n => format!("<p class=\"leaks\">These runs are of {n} builds; --fresh repeats all with one.</p>\n"),
     };
-    format!(
-        r#"<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>SPNN experiments</title>
-<style>
-{STYLE}</style>
-</head>
-<body class="experiments">
-<h1>SPNN experiments</h1>
+    let body = format!(
+        r#"<h1>SPNN experiments</h1>
 <p class="note">{machine}; every role a process of its own on it, over QUIC. Made by <code>{command}</code>: {runs} runs,
 {minutes:.0} minutes.</p>
 {mixed}<ul class="answers">
 {contents}</ul>
 {sections}{seen}<footer class="note">SPNN {version} · build {builds}</footer>
-</body>
-</html>
 "#,
         machine = escape(&results.machine),
         command = escape(results.command),
@@ -116,7 +103,8 @@ fn html(results: &Results<'_>) -> String {
         minutes = results.experiments.iter().flat_map(|s| &s.finished).map(|f| f.seconds).sum::<f64>() / 60.0,
         version = escape(results.spnn),
         builds = escape(builds.into_iter().collect::<Vec<_>>().join(", ")),
-    )
+    );
+    document("SPNN experiments", "experiments", &body)
 }
 
 fn section(s: &Section<'_>) -> String {

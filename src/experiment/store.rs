@@ -1,6 +1,7 @@
 //! Finished runs on disk: a file for each, named by the digest of all that defines the run.
 
 use super::plan::{ExperimentError, Run};
+use crate::pooled::{Pooled, PooledEpoch};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use spnn_coordinator::SessionRecord;
@@ -98,6 +99,27 @@ impl From<&SessionRecord> for Measured {
             epochs: record.epochs.iter().map(epoch).collect(),
             test: record.test,
             peak_rss_bytes: record.peak_rss_bytes.iter().map(|(role, n)| (role.to_string(), *n)).collect(),
+            attack: None,
+            weights: None,
+        }
+    }
+}
+
+impl From<Pooled> for Measured {
+    fn from(pooled: Pooled) -> Self {
+        let epoch = |e: PooledEpoch| MeasuredEpoch {
+            seconds: e.seconds,
+            cpu_seconds: e.cpu_seconds,
+            train_loss: Some(e.train_loss),
+            test: e.test,
+            ..MeasuredEpoch::default()
+        };
+        Self {
+            train_rows: pooled.train_rows,
+            features: vec![pooled.features],
+            epochs: pooled.epochs.into_iter().map(epoch).collect(),
+            test: pooled.test,
+            peak_rss_bytes: [("pooled".to_owned(), pooled.peak_rss_bytes)].into(),
             attack: None,
             weights: None,
         }

@@ -351,9 +351,9 @@ async fn gather(
                 next = next => next,
                 done = &mut dealing, if deals => {
                     deals = false;
-                    // Whoever is gone is heard of where this role listens; anything else is this role's own.
+                    // Whoever is gone, for whatever reason, is heard of where this role listens.
                     match done {
-                        Err(e) if !e.is_interruption() => return Err(e),
+                        Err(e) if e.ending(Role::Coordinator).culprit == Role::Coordinator => return Err(e),
                         _ => continue,
                     }
                 }

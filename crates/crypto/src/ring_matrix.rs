@@ -3,6 +3,7 @@
 //! Integer products are exact, so no order of sums and no number of lanes changes a bit.
 
 use multiversion::multiversion;
+use zeroize::Zeroize;
 
 /// Rows and columns of the tile that is kept in registers: eight accumulators of eight 64-bit lanes each, which AVX-512
 /// holds in 8 of its 32 registers and multiplies with one instruction (`vpmullq`) each.
@@ -50,8 +51,9 @@ impl RingPanels {
     }
 }
 
-impl zeroize::Zeroize for RingPanels {
-    fn zeroize(&mut self) {
+/// A factor may be a share, which is a secret.
+impl Drop for RingPanels {
+    fn drop(&mut self) {
         self.panels.zeroize();
     }
 }

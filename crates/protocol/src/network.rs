@@ -49,12 +49,6 @@ impl Network {
         self.channels.values_mut()
     }
 
-    /// Takes the channels apart.
-    #[must_use]
-    pub fn into_channels(self) -> Vec<Channel> {
-        self.channels.into_values().collect()
-    }
-
     /// Sends a control message.
     ///
     /// # Errors

@@ -138,8 +138,11 @@ impl Rows {
         if let Some(column) = selection.label {
             self.labels.push(records.number(header, column)?);
         }
-        records.check_id(header, &selection.ids)?;
-        self.ids.push(records.id_parts(&selection.ids));
+        for (i, &column) in selection.ids.iter().enumerate() {
+            self.ids.add(if i > 0 { ID_SEPARATOR_TEXT } else { "" });
+            self.ids.add(records.id_part(header, column)?);
+        }
+        self.ids.end();
         if !selection.ids.is_empty() {
             self.lines.push(records.line());
         }
@@ -290,19 +293,8 @@ impl<'a, R: Read> Records<'a, R> {
         number(field).map_err(|wrong| self.wrong_number(wrong, &header.names()[column], field))
     }
 
-    fn check_id(&self, header: &Header<'_>, columns: &[usize]) -> Result<(), DataError> {
-        columns.iter().try_for_each(|&column| match id_part(&self.record[column]) {
-            Ok(_) => Ok(()),
-            Err(wrong) => Err(self.wrong_id(wrong, &header.names()[column])),
-        })
-    }
-
-    /// The parts of an id that was checked, with separators between them.
-    fn id_parts(&self, columns: &[usize]) -> impl Iterator<Item = &str> {
-        columns.iter().enumerate().flat_map(|(i, &column)| {
-            let separator = if i > 0 { ID_SEPARATOR_TEXT } else { "" };
-            [separator, id_part(&self.record[column]).unwrap_or_default()]
-        })
+    fn id_part(&self, header: &Header<'_>, column: usize) -> Result<&str, DataError> {
+        id_part(&self.record[column]).map_err(|wrong| self.wrong_id(wrong, &header.names()[column]))
     }
 
     fn wrong_number(&self, wrong: WrongNumber, column: &str, field: &[u8]) -> DataError {

@@ -70,14 +70,18 @@ impl<S: AsRef<str>> FromIterator<S> for Ids {
 }
 
 impl Ids {
-    /// Adds an id made of `parts`.
-    pub(super) fn push<'a>(&mut self, parts: impl IntoIterator<Item = &'a str>) {
+    /// Adds a part of the id under way; row numbers have none.
+    pub(super) fn add(&mut self, part: &str) {
+        if let Kind::Texts { text, .. } = &mut self.0 {
+            text.push_str(part);
+        }
+    }
+
+    /// Ends an id.
+    pub(super) fn end(&mut self) {
         match &mut self.0 {
             Kind::RowNumbers(rows) => *rows += 1,
-            Kind::Texts { text, ends } => {
-                text.extend(parts);
-                ends.push(text.len());
-            }
+            Kind::Texts { text, ends } => ends.push(text.len()),
         }
     }
 }
