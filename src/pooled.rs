@@ -11,7 +11,7 @@ use spnn_nn::{
     matmul,
 };
 use spnn_party::data::DataSource;
-use spnn_party::{PartyError, Prepared};
+use spnn_party::{PartyError, Prepared, digest_ids};
 use spnn_protocol::message::Metrics;
 use spnn_protocol::{Phase, SessionConfig, usage};
 use std::time::Instant;
@@ -206,7 +206,8 @@ pub fn pool(
         let is_holder = i == usize::from(session.label_holder.0);
         let mut data = Prepared::read_as(source, is_holder, true)?;
         let shape = data.shape()?;
-        if *ids.get_or_insert(shape.ids) != shape.ids {
+        let digest = digest_ids(data.ids().iter());
+        if *ids.get_or_insert(digest) != digest {
             return Err(PooledError::Unfit(format!(
                 "the ids of {} are not those of the first file in the same order",
                 source.file.display()

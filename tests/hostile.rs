@@ -15,8 +15,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use spnn::crypto::SecretRng;
 use spnn::party::{Party, PartyOptions, digest_ids};
 use spnn::protocol::message::{
-    ALPN, CONTROL_BYTES_MAX, Done, EpochEnd, HEADER_BYTES, Header, Hello, Kind, Metrics, Progress, Report, Start,
-    encode_control,
+    ALPN, CONTROL_BYTES_MAX, Done, EpochEnd, Go, HEADER_BYTES, Header, Hello, Kind, Metrics, Progress, Ready, Report,
+    Start, encode_control,
 };
 use spnn::protocol::transport::{MemoryNetwork, QuicOptions, QuicTransport, Transport, TransportTuning};
 use spnn::protocol::{
@@ -67,10 +67,11 @@ impl Hostile {
         let session = SessionFile::read(&stage.path("session.toml")).unwrap().config().unwrap();
         let mut transport = Door::new(stage);
         let ids: Vec<String> = (0..ROWS).map(|row| format!("R{row:05}")).collect();
-        let shape = DataShape { rows: ROWS as u32, features: 3, ids: digest_ids(&ids) };
         let options = options(stage);
         let joining = Joining::connect(&mut transport, &session, &options, LIMIT).await.unwrap();
-        let joined = joining.join(Some(shape), Vec::new()).await.unwrap();
+        let mut met = joining.meet(Vec::new()).await.unwrap();
+        met.compare_ids(ROWS as u32, &digest_ids(&ids)).await.unwrap();
+        let joined = met.ready(Some(DataShape { rows: ROWS as u32, features: 3 })).await.unwrap();
         let (connection, raw) = transport.server.clone().unwrap();
         Self { session, joined, connection, raw, _transport: transport }
     }
@@ -517,7 +518,7 @@ fn a_control_message_of_4_gib() {
 fn a_control_message_that_is_cut_off_or_too_long() {
     for (extra, words) in [(-1_i32, "malformed hello"), (1, "hello message has bytes left over")] {
         first_words("cut control", &[words], async |session, send| {
-            let mut body = encode_control(&hello(session, Task::Train, 0, DataShape::default()));
+            let mut body = encode_control(&hello(session, Task::Train, 0));
             body.resize(body.len().checked_add_signed(extra as isize).unwrap(), 0);
             let header = header(Kind::Hello, Step::SETUP, [0, 0], body.len() as u32);
             send.write_all(&[&header[..], &body].concat()).await.unwrap();
@@ -529,8 +530,7 @@ fn a_control_message_that_is_cut_off_or_too_long() {
 fn the_last_number_of_a_start() {
     for incarnation in [u64::MAX, u64::MAX - 1, 1 << 40] {
         first_words("incarnation", &["incarnation"], async |session, send| {
-            let shape = DataShape { rows: ROWS as u32, features: 3, ids: [0; 32] };
-            let body = encode_control(&hello(session, Task::Train, incarnation, shape));
+            let body = encode_control(&hello(session, Task::Train, incarnation));
             let header = header(Kind::Hello, Step::SETUP, [0, 0], body.len() as u32);
             send.write_all(&[&header[..], &body].concat()).await.unwrap();
         });
@@ -540,9 +540,8 @@ fn the_last_number_of_a_start() {
 #[test]
 fn thousands_of_checkpoints() {
     first_words("checkpoints", &["at most 16 checkpoints"], async |session, send| {
-        let shape = DataShape { rows: ROWS as u32, features: 3, ids: [0; 32] };
         let checkpoints = (0..10_000).map(|batch| Position { epoch: 1, batch }).collect();
-        let body = encode_control(&Hello { checkpoints, ..hello(session, Task::Train, 0, shape) });
+        let body = encode_control(&Hello { checkpoints, ..hello(session, Task::Train, 0) });
         let header = header(Kind::Hello, Step::SETUP, [0, 0], body.len() as u32);
         send.write_all(&[&header[..], &body].concat()).await.unwrap();
     });
@@ -705,7 +704,8 @@ fn sizes_that_a_party_does_not_have() {
     let session = session.config().unwrap();
     for (rows, features) in [(1000, vec![1, 1]), (1, vec![1, 1]), (2, vec![5, 1]), (2, vec![1]), (2, vec![1, u32::MAX])]
     {
-        let start = Start { incarnation: 1, rows, features, resume: Position::START };
+        let start = Start { incarnation: 1, resume: Position::START };
+        let go = Go { rows, features };
         let options = PartyOptions {
             join: JoinOptions {
                 directory: tempfile::tempdir_in(&directory).unwrap().path().to_owned(),
@@ -720,15 +720,41 @@ fn sizes_that_a_party_does_not_have() {
         };
         let network = MemoryNetwork::new(1 << 16, LIMIT, &mut SecretRng::from_system().unwrap());
         let (mut coordinator, mut party) = (network.transport(Role::Coordinator), network.transport(Role::party(0)));
+        let others = [Role::Server, Role::party(1)].map(|role| {
+            let directory = tempfile::tempdir_in(&directory).unwrap();
+            let options = JoinOptions { directory: directory.path().to_owned(), ..options.join.clone() };
+            (role, network.transport(role), options)
+        });
         let found = runtime().block_on(async {
             let lying = async {
-                let mut channel = coordinator.connect(Role::party(0), LIMIT).await.unwrap();
-                let ours = hello(&session, Task::Train, 0, DataShape::default());
-                channel.exchange(Step::SETUP, &ours).await.unwrap();
-                channel.send(Step::SETUP, &start).await.unwrap();
-                channel
+                let roles = [Role::Server, Role::party(0), Role::party(1)];
+                let mut channels = Vec::new();
+                for role in roles {
+                    channels.push(coordinator.connect(role, LIMIT).await.unwrap());
+                }
+                let ours = hello(&session, Task::Train, 0);
+                for channel in &mut channels {
+                    channel.exchange(Step::SETUP, &ours).await.unwrap();
+                    channel.send(Step::SETUP, &start).await.unwrap();
+                }
+                for channel in &mut channels {
+                    let _: Ready = channel.recv(Step::SETUP).await.unwrap();
+                }
+                for channel in &mut channels {
+                    channel.send(Step::SETUP, &go).await.unwrap();
+                }
+                channels
             };
-            let (_channel, found) = tokio::join!(lying, Party::run(&mut party, &session, &options));
+            let others = others.into_iter().map(async |(role, mut transport, options)| {
+                let joining = Joining::connect(&mut transport, &session, &options, LIMIT).await.unwrap();
+                let mut met = joining.meet(Vec::new()).await.unwrap();
+                if role != Role::Server {
+                    met.compare_ids(2, &digest_ids(["1", "2"])).await.unwrap();
+                }
+                let _ = met.ready((role != Role::Server).then_some(DataShape { rows: 2, features: 1 })).await;
+            });
+            let party = Party::run(&mut party, &session, &options);
+            let (_channels, found, _) = tokio::join!(lying, party, futures_util::future::join_all(others));
             found
         });
         let error = found.err().unwrap();

@@ -244,7 +244,7 @@ fn shares(ring_bits: u32, directory: &Path) -> (SessionConfig, [Vec<u8>; 2]) {
     let (coordinating, serving) = (join(Role::Coordinator), join(Role::Server));
     let recording = async {
         let joining = Joining::connect(&mut server, &session, &serving, Duration::from_secs(30)).await.unwrap();
-        let Joined { mut network, .. } = joining.join(None, Vec::new()).await.unwrap();
+        let Joined { mut network, .. } = joining.meet(Vec::new()).await.unwrap().ready(None).await.unwrap();
         let step = Step { phase: Phase::Train, epoch: 1, batch: 0 };
         let mut seen = [(); 2].map(|()| vec![0_u8; MANY * WIDE * ring_bits as usize / 8]);
         for (party, seen) in (0..).zip(&mut seen) {

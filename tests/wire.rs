@@ -12,12 +12,12 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use spnn::pki::{self, Validity};
 use spnn::protocol::message::{
-    CONTROL_BYTES_MAX, Control, Done, EpochEnd, Go, HEADER_BYTES, Header, Hello, IdDigest, Kind, Metrics, Progress,
-    Ready, Report, Start, decode_control, encode_control,
+    AlignmentOffer, AlignmentResult, CONTROL_BYTES_MAX, Control, Done, EpochEnd, Go, HEADER_BYTES, Header, Hello,
+    IdDigest, Kind, Metrics, Progress, Ready, Report, Start, decode_control, encode_control,
 };
 use spnn::protocol::{
-    Channel, DataShape, Phase, Position, ProtocolError, Role, SavedModel, SessionConfig, SessionFile, Step, Task,
-    Tensor, hello, inspect_certificate,
+    Channel, Phase, Position, ProtocolError, Role, SavedModel, SessionConfig, SessionFile, Step, Task, Tensor, hello,
+    inspect_certificate,
 };
 use std::collections::BTreeMap;
 use std::fs;
@@ -71,6 +71,9 @@ fn receive_all(bytes: &[u8]) {
                 named(received);
             }
             named(channel(bytes).recv_payload(step, 0, &mut [0; 24]).await);
+            named(channel(bytes).recv::<AlignmentOffer>(step).await);
+            named(channel(bytes).recv::<AlignmentResult>(step).await);
+            named(channel(bytes).recv_block(Kind::BlindedIds, [1, 0], &mut [0; 24]).await);
         });
     }
 }
@@ -97,13 +100,20 @@ static FRAMES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     };
     let tensor = [0.5_f32; 6].map(f32::to_le_bytes).concat();
     vec![
-        control(&hello(&SESSION, Task::Train, 3, DataShape { rows: 5, features: 6, ids: [0; 32] })),
-        control(&Start { incarnation: 1, rows: 2, features: vec![3, 4], resume: Position::START }),
+        control(&hello(&SESSION, Task::Train, 3)),
+        control(&Start { incarnation: 1, resume: Position::START }),
         control(&Report::Progress(Progress { rows: 1, loss: 0.5 })),
         control(&Report::EpochEnd(end)),
         control(&Report::Done(Done { cpu_seconds: 0.5, peak_rss_bytes: 1, bytes_sent: Vec::new() })),
-        control(&IdDigest([7; 32])),
-        control(&Ready),
+        control(&IdDigest { rows: 5, digest: [7; 32] }),
+        control(&Ready { rows: 5, features: 6 }),
+        control(&Go { rows: 2, features: vec![3, 4] }),
+        control(&AlignmentOffer { ids: 5, nonce: [7; 32], kept: None, held: vec![1, 2], finished: false }),
+        control(&AlignmentResult { rows: 5 }),
+        frame(
+            Header { kind: Kind::BlindedIds, step: Step::SETUP, checkpoint: false, shape: [1, 0], body_bytes: 24 },
+            &tensor,
+        ),
         frame(
             Header { kind: Kind::HiddenOutput, step: STEP, checkpoint: false, shape: [3, 2], body_bytes: 24 },
             &tensor,

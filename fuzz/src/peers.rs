@@ -3,12 +3,12 @@
 use super::input::Input;
 use super::stage::{FEATURES, OUTPUTS, ROWS, Stage, WIDTH};
 use spnn::protocol::message::{
-    Control, Done, EpochEnd, Finish, Go, HEADER_BYTES, Header, Hello, IdDigest, Kind, Metrics, Progress, Ready, Report,
-    Start, decode_control, encode_control,
+    AlignmentResult, Control, Done, EpochEnd, Finish, Go, HEADER_BYTES, Header, Hello, IdDigest, Kind, Metrics,
+    Progress, Ready, Report, Start, decode_control, encode_control,
 };
 use spnn::protocol::transport::{MemoryTransport, Transport};
 use spnn::protocol::{
-    Batch, Cause, Ending, FirstLayerKind, Link, Phase, Position, Reader, Role, Step, Task, Writer, hello,
+    Batch, Cause, DataShape, Ending, FirstLayerKind, Link, Phase, Position, Reader, Role, Step, Task, Writer, hello,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -374,14 +374,21 @@ impl<'a> Play<'a> {
     /// The bytes of a message.
     async fn frame(&self, role: Role, link: &Arc<dyn Link>, due: Due, change: Change) -> Vec<u8> {
         match due {
-            Due::Hello => control(&self.hello(role, change)),
+            Due::Hello => control(&self.hello(change)),
             Due::Start => control(&self.start(change).await),
-            Due::Go => control(&Go),
+            Due::Go => control(&self.go(change)),
             Due::Finish => control(&Finish),
-            Due::Ready => control(&Ready),
+            Due::Ready => {
+                let DataShape { rows, features } = self.stage.shape(role);
+                control(&match change {
+                    Some((field, value)) if field % 2 == 0 => Ready { rows: value, features },
+                    Some((_, value)) => Ready { rows, features: value },
+                    None => Ready { rows, features },
+                })
+            }
             Due::IdDigest => {
                 let key = link.pair_key("EXPORTER-spnn-id-digest").expect("a memory link has keys");
-                control(&IdDigest(key.digest("ordered ids", &self.stage.shape(role).ids)))
+                control(&IdDigest { rows: ROWS, digest: key.digest("ordered ids", &self.stage.ids_digest()) })
             }
             Due::Progress => control(&report(Report::Progress(Progress { rows: 2, loss: 0.5 }), change)),
             Due::EpochEnd => {
@@ -420,24 +427,22 @@ impl<'a> Play<'a> {
         }
     }
 
-    fn hello(&self, role: Role, change: Change) -> Hello {
+    fn hello(&self, change: Change) -> Hello {
         let session = &self.stage.session;
         let incarnation = if self.me == Role::Coordinator { 0 } else { self.incarnation.get() };
-        let mut hello = hello(session, self.task, incarnation, self.stage.shape(role));
+        let mut hello = hello(session, self.task, incarnation);
         if self.me == Role::Coordinator {
             hello.checkpoints.push(Position::START);
         }
         let Some((field, value)) = change else { return hello };
-        match field % 10 {
+        match field % 8 {
             0 => hello.version = "x".repeat(value as usize % (80 << 10)),
             1 => hello.session = hello.session.replacen("fuzz", &value.to_string(), 1),
             2 => hello.session.truncate(value as usize % hello.session.len()),
             3 => hello.task = [Task::Train, Task::Evaluate, Task::Predict][value as usize % 3],
             4 => hello.incarnation = value.into(),
             5 => hello.incarnation = u64::MAX - u64::from(value),
-            6 => hello.rows = value,
-            7 => hello.features = value,
-            8 => hello.checkpoints = vec![Position { epoch: value >> 16, batch: value & 0xffff }],
+            6 => hello.checkpoints = vec![Position { epoch: value >> 16, batch: value & 0xffff }],
             _ => hello.checkpoints = vec![Position::START; value as usize % (32 << 10)],
         }
         hello
@@ -451,20 +456,13 @@ impl<'a> Play<'a> {
         let held = said.map(|hello| hello.checkpoints).unwrap_or_default();
         let mut start = Start {
             incarnation: self.incarnation.get() + 1,
-            rows: ROWS,
-            features: vec![FEATURES; self.stage.session.parties.into()],
             resume: held.into_iter().max().unwrap_or(Position::START),
         };
         if let Some((field, value)) = change {
-            match field % 8 {
+            match field % 3 {
                 0 => start.incarnation = value.into(),
                 1 => start.incarnation = u64::MAX - u64::from(value),
-                2 => start.rows = value,
-                3 => start.features[0] = value,
-                4 => start.features.push(value),
-                5 => start.features.truncate(value as usize % 2),
-                6 => start.resume = Position { epoch: value >> 16, batch: value & 0xffff },
-                _ => start.features = vec![value; 16 << 10],
+                _ => start.resume = Position { epoch: value >> 16, batch: value & 0xffff },
             }
         }
         self.incarnation.set(start.incarnation.min(u64::MAX - 1));
@@ -473,6 +471,21 @@ impl<'a> Play<'a> {
             self.resume.set(start.resume);
         }
         start
+    }
+
+    /// What the coordinator announces when all are ready.
+    fn go(&self, change: Change) -> Go {
+        let mut go = Go { rows: ROWS, features: vec![FEATURES; self.stage.session.parties.into()] };
+        if let Some((field, value)) = change {
+            match field % 5 {
+                0 => go.rows = value,
+                1 => go.features[0] = value,
+                2 => go.features.push(value),
+                3 => go.features.truncate(value as usize % 2),
+                _ => go.features = vec![value; 16 << 10],
+            }
+        }
+        go
     }
 
     fn deviate(&self, role: Role) {
@@ -520,11 +533,19 @@ fn other(kind: u8, phase: u8, body: u8) -> Vec<u8> {
     let step = if step.phase == Phase::Setup { Step::SETUP } else { step };
     let body = match kind {
         Kind::Hello => Vec::new(),
-        Kind::Start => encode_control(&Start { incarnation: 1, rows: ROWS, features: vec![], resume: Position::START }),
+        Kind::Start => encode_control(&Start { incarnation: 1, resume: Position::START }),
         Kind::Report => encode_control(&report(Report::Progress(Progress { rows: 0, loss: 0.0 }), Some((body, 0)))),
         Kind::IdDigest => vec![body; 32],
-        Kind::Ready | Kind::Go | Kind::Finish => Vec::new(),
-        Kind::FirstLayer | Kind::HiddenOutput | Kind::HiddenGradient | Kind::FirstLayerGradient => vec![0; body.into()],
+        Kind::Ready => encode_control(&Ready { rows: ROWS, features: body.into() }),
+        Kind::Go => encode_control(&Go { rows: ROWS, features: vec![] }),
+        Kind::AlignmentResult => encode_control(&AlignmentResult { rows: body.into() }),
+        Kind::AlignmentOffer | Kind::Finish => Vec::new(),
+        Kind::BlindedIds
+        | Kind::CommonIds
+        | Kind::FirstLayer
+        | Kind::HiddenOutput
+        | Kind::HiddenGradient
+        | Kind::FirstLayerGradient => vec![0; body.into()],
     };
     frame(plain(kind, step), &body)
 }

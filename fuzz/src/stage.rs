@@ -120,10 +120,15 @@ impl Stage {
         PartyOptions { join, data, scores: None }
     }
 
+    /// SHA-256 of the ids of every party.
+    pub(crate) fn ids_digest(&self) -> [u8; 32] {
+        digest_ids(ids())
+    }
+
     /// What others may know of a role's data.
     pub(crate) fn shape(&self, role: Role) -> DataShape {
         match role {
-            Role::Party(_) => DataShape { rows: ROWS, features: FEATURES, ids: digest_ids(ids()) },
+            Role::Party(_) => DataShape { rows: ROWS, features: FEATURES },
             Role::Coordinator | Role::Server => DataShape::default(),
         }
     }

@@ -74,6 +74,21 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:\n  spnn party --config party.toml\n  \
         spnn party --config party.toml --task predict --data new.csv --scores scores.csv")]
     Party(RunRole),
+    /// Find the rows that all parties have, by private set intersection of their ids
+    #[command(
+        long_about = "Find the rows that all parties have, by private set intersection of their ids.\n\n\
+        At any role, the same as its own subcommand with --task align. The session's [alignment] section says how ids \
+        are made comparable. Each party writes the common ids to common_ids.csv in its directory and keeps their \
+        order, from which training then begins at once. Training aligns by itself where that was not done. A party \
+        learns which of its ids all others have, and how many ids each has; coordinator and server learn the number \
+        of common rows. docs/alignment.md says more.",
+        after_help = "Example: spnn align --config party.toml"
+    )]
+    Align {
+        /// This role's own configuration
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// Make the private authority and the certificates of the roles
     #[command(subcommand)]
     Pki(Pki),
@@ -206,9 +221,14 @@ pub(crate) struct RunRole {
 
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum TaskName {
+    /// Align the rows of all parties if the session says so, and train
     Train,
+    /// Metrics on rows with labels
     Evaluate,
+    /// Scores of rows
     Predict,
+    /// Nothing but align the rows: each party writes the ids that all have
+    Align,
 }
 
 impl From<TaskName> for Task {
@@ -217,6 +237,7 @@ impl From<TaskName> for Task {
             TaskName::Train => Self::Train,
             TaskName::Evaluate => Self::Evaluate,
             TaskName::Predict => Self::Predict,
+            TaskName::Align => Self::Align,
         }
     }
 }
@@ -310,6 +331,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), CliError> {
         Command::Coordinator(args) => role::coordinator(&args),
         Command::Server(args) => role::server(&args),
         Command::Party(args) => role::party(&args),
+        Command::Align { config } => role::align(config),
         Command::Pki(command) => pki::run(command),
         Command::Evaluate(args) => simulate::again(&args, Task::Evaluate, &cli.log),
         Command::Predict(args) => simulate::again(&args, Task::Predict, &cli.log),

@@ -2,12 +2,13 @@
 
 use super::config::Loaded;
 use super::progress::Console;
-use super::{CliError, RunRole};
+use super::{CliError, RunRole, TaskName};
 use spnn::coordinator;
 use spnn::party::{Party, PartyOptions};
 use spnn::protocol::transport::QuicTransport;
 use spnn::protocol::{Cause, Ending, ProtocolError, Role, write_durable};
 use spnn::server::Server;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The coordinator.
@@ -41,6 +42,16 @@ pub(crate) fn party(args: &RunRole) -> Result<(), CliError> {
     }
     let options = PartyOptions { join: loaded.join.clone(), data, scores: args.scores.clone() };
     on_network(&loaded, async |transport| Party::run(transport, &loaded.session, &options).await.map(drop))
+}
+
+/// Whichever role the certificate gives, for nothing but the alignment of the parties' rows.
+pub(crate) fn align(config: PathBuf) -> Result<(), CliError> {
+    let args = RunRole { config, task: TaskName::Align, data: None, scores: None };
+    match Loaded::read(&args, "align", |_| true)?.identity.role() {
+        Role::Coordinator => coordinator(&args),
+        Role::Server => server(&args),
+        Role::Party(_) => party(&args),
+    }
 }
 
 /// How an error of a role is told to its peers and to people.

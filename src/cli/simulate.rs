@@ -184,7 +184,7 @@ pub(crate) fn again(args: &Again, task: Task, log: &str) -> Result<(), CliError>
     }
     let report = args.run_dir.join(match task {
         Task::Evaluate => "evaluation",
-        Task::Train | Task::Predict => "prediction",
+        Task::Train | Task::Predict | Task::Align => "prediction",
     });
     let holder = args.run_dir.join(session.label_role().to_string());
     let scores = args.scores.clone().unwrap_or_else(|| holder.join(format!("{task}.csv")));

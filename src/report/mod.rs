@@ -86,6 +86,7 @@ fn result(record: &SessionRecord) -> String {
         Task::Train => "Trained on",
         Task::Evaluate => "Evaluated on",
         Task::Predict => "Predicted",
+        Task::Align => "Aligned",
     };
     let parties = format!("{} {}", count(record.parties.into()), plural(record.parties.into(), "party", "parties"));
     let rows = format!("{} {}", count(rows(record)), plural(rows(record), "row", "rows"));
@@ -96,6 +97,7 @@ fn result(record: &SessionRecord) -> String {
 fn outcome(record: &SessionRecord) -> String {
     match (record.task, record.test) {
         (Task::Predict, _) => "the scores are with the label holder".to_owned(),
+        (Task::Align, _) => "which rows these are, each party knows".to_owned(),
         (_, Some(test)) => match (test.auc, test.accuracy) {
             (Some(auc), _) => format!("test AUC {auc:.3}"),
             (None, Some(accuracy)) => format!("test accuracy {accuracy:.3}"),
@@ -234,6 +236,7 @@ fn who_learned_what(record: &SessionRecord) -> String {
         Task::Train => "the labels, the last hidden output, predictions and loss",
         Task::Evaluate => "the labels, the last hidden output, predictions and metrics",
         Task::Predict => "the last hidden output and predictions",
+        Task::Align => "nothing more",
     };
     let rows: String = [
         ("Server".to_owned(), format!("{server}{grad_z}"), server_not),
@@ -473,7 +476,7 @@ fn sent(epoch: &EpochRecord) -> u64 {
 fn rows(record: &SessionRecord) -> u64 {
     match record.task {
         Task::Train => record.rows.train.into(),
-        Task::Evaluate | Task::Predict => record.rows.test.into(),
+        Task::Evaluate | Task::Predict | Task::Align => record.rows.test.into(),
     }
 }
 
@@ -482,7 +485,7 @@ fn each_pass(record: &SessionRecord, before: &str) -> String {
     match record.task {
         Task::Train if before == "per" => "per epoch".to_owned(),
         Task::Train => format!("{before} all epochs"),
-        Task::Evaluate | Task::Predict => "in the pass".to_owned(),
+        Task::Evaluate | Task::Predict | Task::Align => "in the pass".to_owned(),
     }
 }
 

@@ -14,7 +14,7 @@ use futures_util::stream::FuturesUnordered;
 use spnn_protocol::message::{Finish, Go, Hello, Progress, Ready, Report, Start};
 use spnn_protocol::transport::Transport;
 use spnn_protocol::{
-    Attempts, Cause, DataShape, Ending, Incarnation, JoinOptions, Network, Position, ProtocolError, Receiving, Role,
+    Attempts, Cause, Ending, Incarnation, JoinOptions, Network, Position, ProtocolError, Receiving, Role,
     SessionConfig, Step, Task, all, greet, hello, within, write_durable,
 };
 use std::collections::BTreeMap;
@@ -140,7 +140,7 @@ impl Running<'_> {
             left.rotate_left(1);
             let Ok(mut channel) = transport.connect(role, TURN).await else { continue };
             channel.set_timeout(FAREWELL);
-            let ours = hello(session, options.task, 0, DataShape::default());
+            let ours = hello(session, options.task, 0);
             let Ok(theirs) = greet(&mut channel, session, &ours).await else { continue };
             if !is_final(session, &theirs) {
                 channel.link().end(Ending { cause: Cause::PeerGone, culprit: Role::Coordinator });
@@ -166,7 +166,6 @@ impl Running<'_> {
         let kept = Incarnation::in_directory(&options.directory);
         let last = kept.last()?;
         let mut incarnation = last;
-        let mut shapes = BTreeMap::new();
         let mut offers = BTreeMap::new();
         let deadline = Instant::now() + patience;
         for role in session.roles().filter(|&r| r != Role::Coordinator) {
@@ -178,7 +177,7 @@ impl Running<'_> {
                 channel => channel?,
             };
             channel.set_timeout(patience);
-            let ours = hello(session, options.task, incarnation, DataShape::default());
+            let ours = hello(session, options.task, incarnation);
             let theirs = greet(&mut channel, session, &ours).await;
             network.add(channel);
             let theirs = theirs?;
@@ -195,32 +194,36 @@ impl Running<'_> {
                 });
             }
             incarnation = incarnation.max(theirs.incarnation);
-            if let Role::Party(_) = role {
-                shapes.insert(role, (theirs.rows, theirs.features));
-            }
             offers.insert(role, theirs.checkpoints);
             observer.on(&Event::Joined(role));
         }
-        let rows = common_rows(&shapes)?;
         let resume = common_position(&offers)?;
         incarnation += 1;
         kept.begin(incarnation)?;
-        info!(incarnation, rows, %resume, "all roles have joined");
-        let features = shapes.values().map(|(_, features)| *features).collect();
-        let start = Start { incarnation, rows, features, resume };
+        info!(incarnation, %resume, "all roles have joined");
         network.channels().for_each(|c| c.set_timeout(patience));
+        let start = Start { incarnation, resume };
         all(network.channels().map(|c| c.send(Step::SETUP, &start))).await?;
-        all(network.channels().map(|c| c.recv::<Ready>(Step::SETUP))).await?;
-        all(network.channels().map(|c| c.send(Step::SETUP, &Go))).await?;
+        if session.alignment.is_some() {
+            // Parties may take their time to align their rows; a dead one is noticed by its connection.
+            network.channels().for_each(|c| c.set_timeout(LONG));
+        }
+        let ready = network.channels().map(async |c| Ok((c.peer(), c.recv::<Ready>(Step::SETUP).await?)));
+        let shapes = all(ready).await?.into_iter().filter(|(role, _)| matches!(role, Role::Party(_))).collect();
+        let rows = common_rows(&shapes)?;
+        let features: Vec<u32> = shapes.values().map(|shape| shape.features).collect();
+        info!(rows, ?features, "all roles are ready");
+        network.channels().for_each(|c| c.set_timeout(patience));
+        let go = Go { rows, features };
+        all(network.channels().map(|c| c.send(Step::SETUP, &go))).await?;
 
         let schedule = session.schedule(rows);
         let (train_rows, test_rows) = match options.task {
             Task::Train => (schedule.train_rows(), schedule.test_rows()),
-            Task::Evaluate | Task::Predict => (0, rows),
+            Task::Evaluate | Task::Predict | Task::Align => (0, rows),
         };
         observer.on(&Event::Started { train_rows, test_rows, from: resume });
-        let Start { features, .. } = start;
-        Ok(SessionRecord::new(session, options.task, incarnation, train_rows, test_rows, features, resume))
+        Ok(SessionRecord::new(session, options.task, incarnation, train_rows, test_rows, go.features, resume))
     }
 
     /// Follows a session that runs, to its end.
@@ -315,11 +318,11 @@ fn common_position(offers: &BTreeMap<Role, Vec<Position>>) -> Result<Position, P
 }
 
 /// All parties have the same rows, or the first that differs is named.
-fn common_rows(shapes: &BTreeMap<Role, (u32, u32)>) -> Result<u32, ProtocolError> {
-    let Some((&reference, &(expected, _))) = shapes.first_key_value() else { return Ok(0) };
-    match shapes.iter().find(|(_, (rows, _))| *rows != expected) {
+fn common_rows(shapes: &BTreeMap<Role, Ready>) -> Result<u32, ProtocolError> {
+    let Some((&reference, &Ready { rows: expected, .. })) = shapes.first_key_value() else { return Ok(0) };
+    match shapes.iter().find(|(_, shape)| shape.rows != expected) {
         None => Ok(expected),
-        Some((&peer, &(found, _))) => Err(ProtocolError::RowCount { peer, reference, expected, found }),
+        Some((&peer, &Ready { rows: found, .. })) => Err(ProtocolError::RowCount { peer, reference, expected, found }),
     }
 }
 

@@ -132,7 +132,11 @@ impl SessionRecord {
     /// A report as it may come from `role`; anything else is refused, so that no role can fill this one's memory, end
     /// before its work is done, or speak for the label holder.
     pub(crate) fn check(&self, session: &SessionConfig, role: Role, report: Report) -> Result<Report, ProtocolError> {
-        let passes = if self.task == Task::Train { session.train.epochs } else { 1 };
+        let passes = match self.task {
+            Task::Train => session.train.epochs,
+            Task::Evaluate | Task::Predict => 1,
+            Task::Align => 0,
+        };
         let ended = self.ended.get(&role).copied().unwrap_or(0);
         let is_holder = role == session.label_role();
         let finite = |values: &[f64]| values.iter().all(|v| v.is_finite());

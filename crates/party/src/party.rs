@@ -1,19 +1,20 @@
 //! A party from joining to its saved part.
 
 use crate::data::{DataSource, Standardizer};
-use crate::prepare::{Gathered, Prepared, training_rows};
+use crate::prepare::{Gathered, Prepared, digest_ids, training_rows};
 use crate::train::Losses;
 use crate::{PartyError, data};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 use spnn_crypto::SecretRng;
 use spnn_nn::{LabelHead, Optimizer, OptimizerState, Parameter, first_layer_weights};
-use spnn_protocol::first_layer::party_side;
+use spnn_protocol::first_layer::{PartySide, party_side};
 use spnn_protocol::message::{Done, Finish, Metrics, Report, Task};
 use spnn_protocol::transport::Transport;
 use spnn_protocol::{
-    Attempts, Cause, Checkpoints, Ending, JoinOptions, Joined, Joining, Network, Position, ProtocolError, Role,
-    SavedModel, Schedule, SessionConfig, SessionError, Step, Training, all_done, parameter_values, restore_parameters,
+    Attempts, Cause, Checkpoints, DataShape, Ending, JoinOptions, Joined, Joining, Met, Network, Phase, Position,
+    ProtocolError, Role, SavedModel, Schedule, SessionConfig, SessionError, Step, Training, all_done, parameter_values,
+    restore_parameters,
 };
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -125,17 +126,37 @@ impl<'a> Party<'a> {
     }
 
     async fn work(&mut self) -> Result<Outcome, PartyError> {
-        let Self { session, incarnation, network, features, data, .. } = self;
-        let mut first_layer = party_side(session, *incarnation, network, features, data.features()).await?;
         let outcome = match self.options.join.task {
             Task::Train => {
+                let mut first_layer = self.first_layer().await?;
                 self.train(&mut *first_layer).await?;
                 self.save()?;
-                self.outcome()
+                Outcome { test: self.training.last_end().and_then(|end| end.test) }
             }
-            Task::Evaluate => self.evaluate_all(&mut *first_layer).await?,
-            Task::Predict => self.predict(&mut *first_layer).await?,
+            Task::Evaluate => {
+                let mut first_layer = self.first_layer().await?;
+                self.evaluate_all(&mut *first_layer).await?
+            }
+            Task::Predict => {
+                let mut first_layer = self.first_layer().await?;
+                self.predict(&mut *first_layer).await?
+            }
+            Task::Align => {
+                self.write_common_ids()?;
+                Outcome::default()
+            }
         };
+        self.finish().await?;
+        Ok(outcome)
+    }
+
+    async fn first_layer(&mut self) -> Result<Box<dyn PartySide>, ProtocolError> {
+        let Self { session, incarnation, network, features, data, .. } = self;
+        party_side(session, *incarnation, network, features, data.features()).await
+    }
+
+    /// Tells the coordinator that everything is saved, and waits until all have said so.
+    async fn finish(&mut self) -> Result<(), PartyError> {
         self.training.settle()?;
         let done = Done::of(&self.network);
         self.network.send(Role::Coordinator, Step::SETUP, &Report::Done(done)).await?;
@@ -143,29 +164,35 @@ impl<'a> Party<'a> {
         self.network.channel(Role::Coordinator)?.set_timeout(LONG);
         let Finish = self.network.recv(Role::Coordinator, Step::SETUP).await?;
         self.training.finish()?;
-        Ok(outcome)
+        Ok(())
     }
 
-    fn outcome(&self) -> Outcome {
-        Outcome { test: self.training.last_end().and_then(|end| end.test) }
-    }
-
+    /// Meets everyone, agrees with the other parties on their rows, and waits until all are ready.
     async fn join(
         joining: Joining<'_>,
         me: Role,
         session: &'a SessionConfig,
         options: &'a PartyOptions,
-        data: &'a Prepared,
+        data: &'a mut Option<Prepared>,
     ) -> Result<Self, PartyError> {
         let task = options.join.task;
+        // Peers learn at once that this party is there, and why it goes if its file is bad.
+        let data = match data {
+            Some(data) => data,
+            None => data.insert(read_data(me, session, options)?),
+        };
+        let mut rng = SecretRng::from_system().map_err(ProtocolError::from)?;
         let mut checkpoints = Checkpoints::in_directory(&options.join.directory, me, session);
         let held = if task == Task::Train { checkpoints.positions()? } else { Vec::new() };
         let begun = !held.is_empty();
+        let mut met = joining.meet(held).await?;
+        agree_on_rows(&mut met, session, options, data, &mut rng).await?;
+        prepare(me, session, options, data)?;
+        let data: &Prepared = data;
         let Joined { network, incarnation, features, columns, schedule, resume } =
-            joining.join(Some(data.shape()?), held).await?;
+            met.ready(Some(data.shape()?)).await?;
         let (training, state) = Training::resume::<State>(checkpoints, resume, begun, session)?;
 
-        let mut rng = SecretRng::from_system().map_err(ProtocolError::from)?;
         let noise_seeds = match &state {
             Some(state) => state.noise_seeds,
             None => [rng.bytes32(), rng.bytes32()],
@@ -197,6 +224,7 @@ impl<'a> Party<'a> {
         match (task, state) {
             (Task::Train, None) => party.keep()?,
             (Task::Train, Some(state)) => party.restore(state)?,
+            (Task::Align, _) => {}
             (Task::Evaluate | Task::Predict, _) => {
                 let directory = &options.join.directory;
                 let saved = SavedModel::<Kept>::load(directory, me, session)?;
@@ -286,6 +314,16 @@ impl<'a> Party<'a> {
         info!(rows = rows.len(), "wrote scores to {}", file.display());
         Ok(())
     }
+
+    /// Writes the ids that all parties have, in the order that they agreed on, for this party's own use.
+    fn write_common_ids(&self) -> Result<(), PartyError> {
+        let file = self.options.join.directory.join("common_ids.csv");
+        let rows = self.schedule.order(Phase::Predict, 0);
+        let no_scores = Array2::zeros((rows.len(), 0));
+        data::write_scores(&file, self.data.ids_of(&rows), no_scores.view())?;
+        info!(rows = rows.len(), "wrote the common ids to {}", file.display());
+        Ok(())
+    }
 }
 
 /// Longer than any wait for peers that are known to be at work; a dead one is noticed by its connection.
@@ -302,12 +340,7 @@ async fn attempt(
 ) -> Result<Outcome, PartyError> {
     let (me, stop) = (transport.me(), &options.join.stop);
     let join = async {
-        // Peers learn at once that this party is there, and why it goes if its file is bad.
         let joining = Joining::connect(transport, session, &options.join, patience).await?;
-        let data: &Prepared = match data {
-            Some(data) => data,
-            None => data.insert(read_data(me, session, options)?),
-        };
         Party::join(joining, me, session, options, data).await
     };
     let mut party = tokio::select! {
@@ -330,14 +363,49 @@ async fn attempt(
     }
 }
 
-/// The party's file, checked and scaled.
+/// The party's file, checked.
 fn read_data(me: Role, session: &SessionConfig, options: &PartyOptions) -> Result<Prepared, PartyError> {
+    let required = matches!(options.join.task, Task::Train | Task::Evaluate);
+    let data = Prepared::read_as(&options.data, me == session.label_role(), required)?;
+    let DataShape { rows, features } = data.shape()?;
+    info!(rows, features, "read {}", options.data.file.display());
+    Ok(data)
+}
+
+/// Aligns this party's rows with those of the others, or makes sure that they are.
+async fn agree_on_rows(
+    met: &mut Met<'_>,
+    session: &SessionConfig,
+    options: &PartyOptions,
+    data: &mut Prepared,
+    rng: &mut SecretRng,
+) -> Result<(), PartyError> {
+    let Some(spec) = &session.alignment else {
+        return Ok(met.compare_ids(data.shape()?.rows, &digest_ids(data.ids().iter())).await?);
+    };
+    let rows = met.align(spec, data.ids(), rng).await.map_err(|e| match e {
+        ProtocolError::DuplicateId { .. } | ProtocolError::EmptyId { .. } => {
+            PartyError::Unfit(format!("{}: {e}", options.data.file.display()))
+        }
+        e => e.into(),
+    })?;
+    match data.order() {
+        None => data.arrange(rows),
+        Some(order) if order == rows => {}
+        Some(_) => return Err(PartyError::Unfit("the rows were aligned anew: start this party again".into())),
+    }
+    Ok(())
+}
+
+/// Scales the features: by statistics of the training rows, or by those that are kept with the model.
+fn prepare(me: Role, session: &SessionConfig, options: &PartyOptions, data: &mut Prepared) -> Result<(), PartyError> {
     let JoinOptions { task, directory, .. } = &options.join;
-    let mut data = Prepared::read_as(&options.data, me == session.label_role(), *task != Task::Predict)?;
-    let shape = data.shape()?;
-    info!(shape.rows, shape.features, "read {}", options.data.file.display());
+    if data.is_scaled() {
+        return Ok(());
+    }
     let standardizer = match task {
-        Task::Train => data.fit(&session.preparation, &training_rows(&session.schedule(shape.rows)))?,
+        Task::Align => return Ok(()),
+        Task::Train => data.fit(&session.preparation, &training_rows(&session.schedule(data.shape()?.rows)))?,
         Task::Evaluate | Task::Predict => {
             let kept = SavedModel::<Kept>::load(directory, me, session)?.extra;
             if kept.features != data.feature_names() {
@@ -347,8 +415,7 @@ fn read_data(me: Role, session: &SessionConfig, options: &PartyOptions) -> Resul
             kept.standardizer
         }
     };
-    data.scale(standardizer, &session.preparation)?;
-    Ok(data)
+    data.scale(standardizer, &session.preparation)
 }
 
 impl Head {

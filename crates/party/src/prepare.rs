@@ -1,8 +1,8 @@
 //! A party's table made ready: scaled features, checked labels, digest of the ids.
 
 use crate::PartyError;
-use crate::data::{DataSource, Standardizer, Table, read, read_columns};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+use crate::data::{DataSource, Ids, Standardizer, Table, read, read_columns};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use sha2::{Digest, Sha256};
 use spnn_protocol::{DataShape, PreparationSpec, ProtocolError, Schedule, Step};
 use std::borrow::Cow;
@@ -10,8 +10,12 @@ use std::sync::OnceLock;
 
 /// A party's own data.
 pub struct Prepared {
+    /// Ids in the order of the file; features and labels as `order` says.
     table: Table,
+    /// Rows of the file in the order that all parties have; all rows in the order of the file if there is none.
+    order: Option<Vec<u32>>,
     standardizer: Option<Standardizer>,
+    scaled: bool,
     digest: OnceLock<[u8; 32]>,
 }
 
@@ -33,7 +37,32 @@ impl Prepared {
                 source.ignore.extend(present.then_some(label));
             }
         }
-        Ok(Self { table: read(&source)?, standardizer: None, digest: OnceLock::new() })
+        Ok(Self { table: read(&source)?, order: None, standardizer: None, scaled: false, digest: OnceLock::new() })
+    }
+
+    /// Ids of all rows of the file.
+    #[must_use]
+    pub fn ids(&self) -> &Ids {
+        &self.table.ids
+    }
+
+    /// Takes the rows that all parties have, in the order that they agreed on: row `i` is row `order[i]` of the file.
+    ///
+    /// # Panics
+    /// If `order` names a row that is not there.
+    pub fn arrange(&mut self, order: Vec<u32>) {
+        let rows: Vec<usize> = order.iter().map(|&row| row as usize).collect();
+        self.table.features = self.table.features.select(Axis(0), &rows);
+        if let Some(labels) = &mut self.table.labels {
+            *labels = rows.iter().map(|&row| labels[row]).collect();
+        }
+        self.order = Some(order);
+    }
+
+    /// The rows of the file that are used, if [`arrange`](Self::arrange) said.
+    #[must_use]
+    pub fn order(&self) -> Option<&[u32]> {
+        self.order.as_deref()
     }
 
     /// What others may know of it.
@@ -47,7 +76,6 @@ impl Prepared {
         Ok(DataShape {
             rows: count(self.table.features.nrows(), "rows")?,
             features: count(self.table.features.ncols(), "columns")?,
-            ids: digest_ids(self.table.ids.iter()),
         })
     }
 
@@ -80,7 +108,13 @@ impl Prepared {
             self.table.features.mapv_inplace(|x| x.clamp(-clip, clip));
         }
         self.standardizer = standardizer;
+        self.scaled = true;
         Ok(())
+    }
+
+    /// Whether [`scale`](Self::scale) was called.
+    pub(crate) fn is_scaled(&self) -> bool {
+        self.scaled
     }
 
     /// The scaling that was applied.
@@ -95,9 +129,10 @@ impl Prepared {
     }
 
     fn make_digest(&self) -> [u8; 32] {
-        let Table { ids, features, labels, feature_names, .. } = &self.table;
+        let Table { features, labels, feature_names, .. } = &self.table;
         let mut digest = Sha256::new();
-        digest.update(digest_ids(ids.iter()));
+        let rows: Vec<u32> = (0..features.nrows()).filter_map(|row| u32::try_from(row).ok()).collect();
+        digest.update(digest_ids(self.ids_of(&rows)));
         digest.update(digest_ids(feature_names));
         let mut add = |values: &[f32]| digest.update(bytemuck::cast_slice::<f32, u8>(values));
         features.outer_iter().for_each(|row| add(row.as_slice().unwrap_or_default()));
@@ -126,7 +161,8 @@ impl Prepared {
     /// Ids of `rows`, in that order.
     #[must_use]
     pub fn ids_of<'a>(&'a self, rows: &'a [u32]) -> impl ExactSizeIterator<Item = Cow<'a, str>> {
-        rows.iter().map(|&r| self.table.ids.get(r as usize))
+        let file_row = |row: u32| self.order.as_ref().map_or(row, |order| order[row as usize]);
+        rows.iter().map(move |&row| self.table.ids.get(file_row(row) as usize))
     }
 }
 

@@ -235,6 +235,22 @@ impl Channel {
         self.receiving().recv_payload(step, part, out).await
     }
 
+    /// Sends bytes of a kind that belongs to no batch, such as a block of blinded ids; `place` says which they are.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if the peer is gone.
+    pub async fn send_block(&mut self, kind: Kind, place: [u32; 2], bytes: &[u8]) -> Result<(), ProtocolError> {
+        self.sending().send_frame(kind, Step::SETUP, place, bytes).await
+    }
+
+    /// Receives the block that is due, of exactly the length of `out`.
+    ///
+    /// # Errors
+    /// As [`Receiving::recv_payload`].
+    pub async fn recv_block(&mut self, kind: Kind, place: [u32; 2], out: &mut [u8]) -> Result<(), ProtocolError> {
+        self.receiving().recv_bytes(kind, Step::SETUP, place, out).await
+    }
+
     /// Sends and receives the same part of a first-layer payload at once; `out` is as long as what is due.
     ///
     /// # Errors
@@ -363,13 +379,27 @@ impl Receiving<'_> {
     /// # Errors
     /// [`ProtocolError`] if anything else comes, nothing comes in time, or the peer is gone.
     pub async fn recv_payload(&mut self, step: Step, part: u32, out: &mut [u8]) -> Result<(), ProtocolError> {
-        let kind = Kind::FirstLayer;
+        self.recv_bytes(Kind::FirstLayer, step, [part, 0], out).await
+    }
+
+    /// Receives bytes whose `place` and length are known.
+    async fn recv_bytes(
+        &mut self,
+        kind: Kind,
+        step: Step,
+        place: [u32; 2],
+        out: &mut [u8],
+    ) -> Result<(), ProtocolError> {
         let header = self.recv_header(kind, step).await?;
-        if header.shape != [part, 0] {
+        if header.shape != place {
+            let named = |[part, of]: [u32; 2]| match kind {
+                Kind::FirstLayer => format!("part {part} of the {}", kind_in_step(kind, step)),
+                _ => format!("{} of list {part} from {of}", kind.name()),
+            };
             return Err(ProtocolError::Unexpected {
                 peer: self.end.peer,
-                expected: format!("part {part} of the {}", kind_in_step(kind, step)),
-                found: format!("part {}", header.shape[0]),
+                expected: named(place),
+                found: named(header.shape),
             });
         }
         if header.body_bytes as usize != out.len() {

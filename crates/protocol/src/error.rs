@@ -3,7 +3,7 @@
 use crate::message::{CodecError, Kind};
 use crate::{Difference, Role, Step, Task};
 use spnn_crypto::paillier::{KeyError, PaillierError, ProofError};
-use spnn_crypto::{DecodeError, EncodeError, FixedPointError, SystemRandomnessError};
+use spnn_crypto::{DecodeError, EncodeError, FixedPointError, NotAPoint, SystemRandomnessError};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -215,6 +215,41 @@ pub enum ProtocolError {
         /// Who.
         peer: Role,
     },
+    /// A party has more ids than the session allows.
+    #[error("{who} has {found} ids; the session allows {max} (alignment.ids_max)")]
+    TooManyIds {
+        /// Who.
+        who: Role,
+        /// How many.
+        found: usize,
+        /// How many at most.
+        max: u32,
+    },
+    /// An id of our own has nothing in it.
+    #[error("the id of row {row}, or a part of it, is empty once white space is removed")]
+    EmptyId {
+        /// Row of the data, from 1.
+        row: usize,
+    },
+    /// Two rows of our own have the same id.
+    #[error("rows {first} and {second} have the same id, once written as the session's [alignment] says")]
+    DuplicateId {
+        /// Row of the data, from 1.
+        first: usize,
+        /// Row of the data, from 1.
+        second: usize,
+    },
+    /// A peer sent what is no blinded id.
+    #[error("{peer} sent no valid blinded ids: {source}")]
+    BlindedId {
+        /// Who.
+        peer: Role,
+        /// Which and why.
+        source: NotAPoint,
+    },
+    /// No id is common to all parties.
+    #[error("no id is common to all parties")]
+    NothingInCommon,
     /// The opened sum lies outside the agreed bound.
     #[error(
         "the opened first layer of {step} lies outside ±h1_bound at row {row}, column {column}: a mask did not cancel, a party sent a wrong share, or sharing.h1_bound is too small"
@@ -464,14 +499,20 @@ impl ProtocolError {
             | Self::PaillierKey { peer, .. }
             | Self::PaillierProof { peer, .. }
             | Self::Paillier { peer, .. }
+            | Self::BlindedId { peer, .. }
             | Self::Incarnation { peer, .. } => (Cause::Protocol, *peer),
             Self::WrongKey { peer, .. } => (Cause::Protocol, *peer),
             Self::OpenedOutOfBound { .. } | Self::MaskReuse { .. } => (Cause::Protocol, me),
             Self::SessionMismatch { peer, .. } | Self::TaskMismatch { peer, .. } => (Cause::Configuration, *peer),
             Self::RowCount { peer, .. } | Self::Misaligned { peer } => (Cause::Data, *peer),
-            Self::OwnValue { .. } | Self::OwnFeature { .. } | Self::OwnProduct { .. } | Self::Diverged { .. } => {
-                (Cause::Data, me)
-            }
+            Self::TooManyIds { who, .. } => (Cause::Data, *who),
+            Self::OwnValue { .. }
+            | Self::OwnFeature { .. }
+            | Self::OwnProduct { .. }
+            | Self::EmptyId { .. }
+            | Self::DuplicateId { .. }
+            | Self::NothingInCommon
+            | Self::Diverged { .. } => (Cause::Data, me),
             Self::PeerGone { peer, .. } | Self::PeerTimeout { peer, .. } | Self::NotJoined { peer, .. } => {
                 (Cause::PeerGone, *peer)
             }
@@ -528,8 +569,12 @@ impl ProtocolError {
             Self::SessionMismatch { .. } => "all roles must start from the same session file: compare the copies",
             Self::TaskMismatch { .. } => "start all roles with the same --task",
             Self::RowCount { .. } | Self::Misaligned { .. } => {
-                "every party needs the same rows in the same order, by id; sort the files by id and drop rows that are not common"
+                "every party needs the same rows in the same order, by id; let the session align them with an [alignment] section"
             }
+            Self::NothingInCommon => {
+                "do all parties write ids alike? The session's [alignment] section says how ids are made comparable"
+            }
+            Self::DuplicateId { .. } => "each id may be there once: keep one row of each",
             Self::PeerGone { .. } | Self::PeerEnded { .. } | Self::PeerTimeout { .. } => {
                 "look at that role's own log for the reason, then start it and this role again: they go on from their checkpoints"
             }
@@ -544,6 +589,7 @@ impl ProtocolError {
             | Self::PaillierKey { .. }
             | Self::PaillierProof { .. }
             | Self::Paillier { .. }
+            | Self::BlindedId { .. }
             | Self::Incarnation { .. } => "that role runs another or a faulty program; nothing it sent was used",
             Self::Storage { .. } => {
                 "free space on that disk or mend its permissions, then start this role again: it goes on from its last checkpoint"

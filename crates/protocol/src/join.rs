@@ -1,20 +1,24 @@
 //! How a role comes into a session: the same code over QUIC and in memory.
 //!
 //! 1. It connects to the coordinator and exchanges [`Hello`]: both compare the whole session text.
-//! 2. When all are there, [`Start`] gives the incarnation, the number of rows, each party's number of features, and the
-//!    position from which all go on: the last one of which every role has a checkpoint.
+//! 2. When all are there, [`Start`] gives the incarnation and the position from which all go on: the last one of which
+//!    every role has a checkpoint.
 //! 3. The role makes the incarnation durable.
 //! 4. It connects to its peers (server: all parties; party: the server and all other parties) and exchanges [`Hello`].
-//! 5. Parties compare keyed digests of their ordered ids, in pairs, over their own channels.
-//! 6. [`Ready`] to the coordinator, [`Go`] back.
+//! 5. Parties agree on their rows, in pairs, over their own channels: where the session aligns them, by private set
+//!    intersection ([`alignment`](crate::alignment)), else by comparing keyed digests of their ordered ids.
+//! 6. [`Ready`] to the coordinator with the number of aligned rows and of own features, [`Go`] back with those of all.
 //!
 //! The coordinator learns sizes, identities and timing.
 
+use crate::alignment::{Alignment, AlignmentSpec, IdList};
 use crate::channel::{Channel, LAST_WORDS};
 use crate::incarnation::Incarnation;
 use crate::message::{Go, Hello, IdDigest, Ready, Start, Task};
 use crate::transport::Transport;
 use crate::{FirstLayerKind, Network, Position, ProtocolError, Role, Schedule, SessionConfig, Step, Stop};
+use spnn_crypto::SecretRng;
+use std::future::Future;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -58,15 +62,13 @@ impl JoinOptions {
     }
 }
 
-/// A party's rows as far as others may know of them.
-#[derive(Clone, Copy, Debug, Default)]
+/// The size of a party's data, once they are aligned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DataShape {
     /// Number of rows.
     pub rows: u32,
-    /// Number of feature columns.
+    /// Number of features.
     pub features: u32,
-    /// SHA-256 over the ordered ids; compared with other parties under a key of the pair, never sent as it is.
-    pub ids: [u8; 32],
 }
 
 /// A role that has reached the coordinator.
@@ -78,13 +80,24 @@ pub struct Joining<'a> {
     coordinator: Channel,
 }
 
-/// A role that has joined all its peers.
+/// A role that has met all its peers.
+pub struct Met<'a> {
+    session: &'a SessionConfig,
+    options: &'a JoinOptions,
+    patience: Duration,
+    coordinator: Channel,
+    network: Network,
+    incarnation: u64,
+    resume: Position,
+}
+
+/// A role that has joined a session.
 pub struct Joined {
     /// Its channels.
     pub network: Network,
     /// Number of this start of the session.
     pub incarnation: u64,
-    /// Number of feature columns of each party.
+    /// Number of features of each party.
     pub features: Vec<usize>,
     /// Which of them are this party's; empty for the server.
     pub columns: Range<usize>,
@@ -113,26 +126,22 @@ impl<'a> Joining<'a> {
         Ok(Self { transport, session, options, patience, coordinator })
     }
 
-    /// Joins everyone. `data` is the party's; the server has none. `checkpoints` are where this role could go on from;
-    /// one that has not begun yet can go on from the start.
+    /// Meets everyone. `checkpoints` are where this role could go on from; one that has not begun yet can go on from the
+    /// start.
     ///
     /// # Errors
     /// [`ProtocolError`] naming the peer that differs, is gone, or did not come.
-    pub async fn join(self, data: Option<DataShape>, mut checkpoints: Vec<Position>) -> Result<Joined, ProtocolError> {
+    pub async fn meet(self, mut checkpoints: Vec<Position>) -> Result<Met<'a>, ProtocolError> {
         let Self { transport, session, options, patience, mut coordinator } = self;
-        let me = transport.me();
         let kept = Incarnation::in_directory(&options.directory);
         let last = kept.last()?;
-        let shape = data.unwrap_or_default();
-        let hello = |incarnation| hello(session, options.task, incarnation, shape);
         if checkpoints.is_empty() {
             checkpoints.push(Position::START);
         }
-        let ours = Hello { checkpoints, ..hello(last) };
+        let ours = Hello { checkpoints, ..hello(session, options.task, last) };
         greet(&mut coordinator, session, &ours).await?;
 
-        let start: Start = coordinator.recv(Step::SETUP).await?;
-        let incarnation = start.incarnation;
+        let Start { incarnation, resume } = coordinator.recv(Step::SETUP).await?;
         if incarnation <= last || incarnation > last.saturating_add(Incarnation::AHEAD_MAX) {
             return Err(ProtocolError::Incarnation {
                 peer: Role::Coordinator,
@@ -140,52 +149,113 @@ impl<'a> Joining<'a> {
                 found: incarnation,
             });
         }
-        if !ours.checkpoints.contains(&start.resume) {
+        if !ours.checkpoints.contains(&resume) {
             let expected = ours.checkpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
             let expected = format!("to go on from {expected}");
-            let found = format!("to go on from {}", start.resume);
+            let found = format!("to go on from {resume}");
             return Err(ProtocolError::Unexpected { peer: Role::Coordinator, expected, found });
         }
         kept.begin(incarnation)?;
-        let (features, columns) = columns(session, me, &start)?;
-        if data.is_some_and(|ours| (ours.rows, ours.features as usize) != (start.rows, columns.len())) {
+
+        let ours = hello(session, options.task, incarnation);
+        let peers = connect_peers(transport, session, patience, &ours);
+        let network = unless_told(&coordinator, peers).await?;
+        Ok(Met { session, options, patience, coordinator, network, incarnation, resume })
+    }
+}
+
+impl Met<'_> {
+    /// Compares this party's ordered ids with those of all other parties. `ids` is their SHA-256, which is sent under a
+    /// key of the pair only: the other one learns how many there are and whether they agree.
+    ///
+    /// # Errors
+    /// [`ProtocolError::RowCount`] or [`ProtocolError::Misaligned`] naming a party with other ids.
+    pub async fn compare_ids(&mut self, rows: u32, ids: &[u8; 32]) -> Result<(), ProtocolError> {
+        let Self { coordinator, network, .. } = self;
+        let me = network.me();
+        let comparing = async {
+            for channel in network.channels().filter(|c| matches!(c.peer(), Role::Party(_))) {
+                compare_ids(channel, me, rows, ids).await?;
+            }
+            Ok(())
+        };
+        unless_told(coordinator, comparing).await
+    }
+
+    /// Aligns this party's rows with those of all others: for each row that all have, in an order common to all, where
+    /// it is among `ids`. See [`alignment`](crate::alignment) for what each party learns.
+    ///
+    /// # Errors
+    /// As [`Alignment::run`].
+    pub async fn align(
+        &mut self,
+        spec: &AlignmentSpec,
+        ids: &dyn IdList,
+        rng: &mut SecretRng,
+    ) -> Result<Vec<u32>, ProtocolError> {
+        let Self { session, options, coordinator, network, .. } = self;
+        // The others may take their time; a dead one is noticed by its connection.
+        network.channels().for_each(|c| c.set_timeout(LONG));
+        let alignment = Alignment::new(session, spec, ids, &options.directory, options.task);
+        let rows = unless_told(coordinator, alignment.run(network, rng)).await?;
+        network.channels().for_each(|c| c.set_timeout(self.patience));
+        Ok(rows)
+    }
+
+    /// Waits until all are ready. `data` is the size of a party's data; the server has none.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] naming the peer that differs or is gone.
+    pub async fn ready(self, data: Option<DataShape>) -> Result<Joined, ProtocolError> {
+        let Self { session, options, patience, mut coordinator, mut network, incarnation, resume } = self;
+        let me = network.me();
+        let shape = data.unwrap_or_default();
+        // Parties may take their time to align their rows, and to read them once more.
+        coordinator.set_timeout(if session.alignment.is_some() { LONG } else { patience });
+        coordinator.send(Step::SETUP, &Ready { rows: shape.rows, features: shape.features }).await?;
+        let go: Go = coordinator.recv(Step::SETUP).await?;
+        let (features, columns) = columns(session, me, &go)?;
+        if data.is_some_and(|ours| (ours.rows, ours.features as usize) != (go.rows, columns.len())) {
             return Err(ProtocolError::Unexpected {
                 peer: Role::Coordinator,
                 expected: format!("{} rows and {} features of this party", shape.rows, shape.features),
-                found: format!("{} and {}", start.rows, columns.len()),
+                found: format!("{} and {}", go.rows, columns.len()),
             });
         }
-        info!(incarnation, rows = start.rows, ?features, resume = %start.resume, "session starts");
-
-        let link = std::sync::Arc::clone(coordinator.link());
-        let ours = hello(incarnation);
-        let peers = connect_peers(transport, session, patience, &ours, data);
-        // Where someone goes before all have met, the coordinator knows and tells.
-        let mut network = tokio::select! {
-            biased;
-            network = peers => network?,
-            () = link.down() => return Err(coordinator.lost(Step::SETUP).await),
-        };
-        coordinator.send(Step::SETUP, &Ready).await?;
-        let Go = coordinator.recv(Step::SETUP).await?;
+        info!(incarnation, rows = go.rows, ?features, %resume, "session starts");
         network.add(coordinator);
         for channel in network.channels() {
             // The server waits for parties and parties for the server: it gets a moment more, to say who is gone.
             let more = if channel.peer() == Role::Server { 2 * LAST_WORDS } else { Duration::ZERO };
             channel.set_timeout(options.peer_timeout + more);
         }
-        let schedule = session.schedule(start.rows);
-        Ok(Joined { network, incarnation, features, columns, schedule, resume: start.resume })
+        let schedule = session.schedule(go.rows);
+        Ok(Joined { network, incarnation, features, columns, schedule, resume })
     }
 }
 
-/// Connects to everyone but the coordinator, and compares session, incarnation and, between parties, ids.
+/// Longer than any alignment; a dead peer is noticed by its connection.
+const LONG: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Where someone goes before all are ready, the coordinator knows and tells.
+async fn unless_told<T>(
+    coordinator: &Channel,
+    work: impl Future<Output = Result<T, ProtocolError>>,
+) -> Result<T, ProtocolError> {
+    let link = std::sync::Arc::clone(coordinator.link());
+    tokio::select! {
+        biased;
+        done = work => done,
+        () = link.down() => Err(coordinator.lost(Step::SETUP).await),
+    }
+}
+
+/// Connects to everyone but the coordinator, and compares session and incarnation.
 async fn connect_peers(
     transport: &mut dyn Transport,
     session: &SessionConfig,
     patience: Duration,
     ours: &Hello,
-    data: Option<DataShape>,
 ) -> Result<Network, ProtocolError> {
     let me = transport.me();
     let mut network = Network::new(me);
@@ -197,9 +267,6 @@ async fn connect_peers(
             let expected = ours.incarnation.to_string();
             return Err(ProtocolError::Incarnation { peer, expected, found: theirs.incarnation });
         }
-        if let (Some(shape), Role::Party(_)) = (&data, peer) {
-            compare_ids(&mut channel, shape).await?;
-        }
         network.add(channel);
     }
     Ok(network)
@@ -207,14 +274,12 @@ async fn connect_peers(
 
 /// The first message of a role.
 #[must_use]
-pub fn hello(session: &SessionConfig, task: Task, incarnation: u64, shape: DataShape) -> Hello {
+pub fn hello(session: &SessionConfig, task: Task, incarnation: u64) -> Hello {
     Hello {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         session: session.canonical(),
         task,
         incarnation,
-        rows: shape.rows,
-        features: shape.features,
         checkpoints: Vec::new(),
     }
 }
@@ -255,14 +320,14 @@ fn peers(session: &SessionConfig, me: Role) -> Vec<Role> {
 }
 
 /// The columns of `me` among all features, from what the coordinator announced.
-fn columns(session: &SessionConfig, me: Role, start: &Start) -> Result<(Vec<usize>, Range<usize>), ProtocolError> {
+fn columns(session: &SessionConfig, me: Role, go: &Go) -> Result<(Vec<usize>, Range<usize>), ProtocolError> {
     let wrong =
         |expected: String, found: String| ProtocolError::Unexpected { peer: Role::Coordinator, expected, found };
-    if start.features.len() != usize::from(session.parties) {
+    if go.features.len() != usize::from(session.parties) {
         let expected = format!("features of {} parties", session.parties);
-        return Err(wrong(expected, format!("features of {}", start.features.len())));
+        return Err(wrong(expected, format!("features of {}", go.features.len())));
     }
-    let counts: Vec<usize> = start.features.iter().map(|&f| f as usize).collect();
+    let counts: Vec<usize> = go.features.iter().map(|&f| f as usize).collect();
     let total: usize = counts.iter().sum();
     if total > SessionConfig::WIDTH_MAX as usize {
         return Err(wrong(format!("at most {} features", SessionConfig::WIDTH_MAX), total.to_string()));
@@ -277,15 +342,18 @@ fn columns(session: &SessionConfig, me: Role, start: &Start) -> Result<(Vec<usiz
     })
 }
 
-/// Both parties send an HMAC of the digest of their ordered ids under a key that only they know, so that the other one
-/// learns whether the ids agree and nothing else.
-async fn compare_ids(channel: &mut Channel, shape: &DataShape) -> Result<(), ProtocolError> {
+/// Both parties send an HMAC of the digest of their ordered ids under a key that only they know.
+async fn compare_ids(channel: &mut Channel, me: Role, rows: u32, ids: &[u8; 32]) -> Result<(), ProtocolError> {
     let key = channel.link().pair_key("EXPORTER-spnn-id-digest")?;
-    let ours = IdDigest(key.digest("ordered ids", &shape.ids));
+    let ours = IdDigest { rows, digest: key.digest("ordered ids", ids) };
     let theirs = channel.exchange(Step::SETUP, &ours).await?;
-    if theirs != ours {
-        channel.linger().await;
-        return Err(ProtocolError::Misaligned { peer: channel.peer() });
+    if theirs == ours {
+        return Ok(());
     }
-    Ok(())
+    channel.linger().await;
+    let peer = channel.peer();
+    if theirs.rows == rows {
+        return Err(ProtocolError::Misaligned { peer });
+    }
+    Err(ProtocolError::RowCount { peer, reference: me, expected: rows, found: theirs.rows })
 }

@@ -5,6 +5,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod alignment;
 mod channel;
 mod checkpoint;
 mod durable;
@@ -27,6 +28,7 @@ mod training;
 pub mod transport;
 pub mod usage;
 
+pub use alignment::{AlignmentSpec, ID_SEPARATOR, IdList};
 pub use channel::{Channel, Link, Reader, Receiving, Sending, Writer, all, within};
 pub use checkpoint::{Checkpoints, parameter_values, restore_parameters};
 pub use durable::write_durable;
@@ -34,7 +36,7 @@ pub use error::{Cause, Ending, ProtocolError};
 pub use first_layer::FirstLayerKind;
 pub use identity::{Fingerprint, Identity, inspect_certificate};
 pub use incarnation::Incarnation;
-pub use join::{DataShape, JoinOptions, Joined, Joining, greet, hello};
+pub use join::{DataShape, JoinOptions, Joined, Joining, Met, greet, hello};
 pub use message::Task;
 pub use meter::Meter;
 pub use network::Network;

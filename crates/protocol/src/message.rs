@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Name and version of this protocol; TLS refuses a peer that speaks another.
-pub const ALPN: &[u8] = b"spnn/3";
+pub const ALPN: &[u8] = b"spnn/4";
 
 /// Bytes of a frame header.
 pub const HEADER_BYTES: usize = 24;
@@ -59,11 +59,11 @@ macro_rules! kinds {
 kinds! {
     /// Opens a channel: session, task, incarnation.
     Hello = 1, "hello";
-    /// Coordinator → all: incarnation, rows, features of each party.
+    /// Coordinator → all: incarnation, where to go on from.
     Start = 2, "start";
-    /// All → coordinator: joined and aligned.
+    /// All → coordinator: joined and aligned, rows and features.
     Ready = 3, "ready";
-    /// Coordinator → all: begin.
+    /// Coordinator → all: begin; rows, features of each party.
     Go = 4, "go";
     /// All → coordinator: progress, metrics, done.
     Report = 5, "report";
@@ -71,6 +71,14 @@ kinds! {
     Finish = 6, "finish";
     /// Party ↔ party: keyed digest of the ordered ids.
     IdDigest = 7, "id-digest";
+    /// Party ↔ party: number of ids, and what is left of an alignment that was interrupted.
+    AlignmentOffer = 8, "alignment-offer";
+    /// Party → party: blinded ids.
+    BlindedIds = 9, "blinded-ids";
+    /// Party → party: places of common ids in a list.
+    CommonIds = 10, "common-ids";
+    /// Party ↔ party: number of common ids.
+    AlignmentResult = 11, "alignment-result";
     /// First-layer protocol, opaque to everyone else.
     FirstLayer = 16, "first-layer";
     /// Server → label holder: z.
@@ -201,6 +209,8 @@ pub enum Task {
     Evaluate,
     /// Scores of a trained model for the label holder.
     Predict,
+    /// Nothing but the alignment of the parties' rows.
+    Align,
 }
 
 impl std::fmt::Display for Task {
@@ -209,6 +219,7 @@ impl std::fmt::Display for Task {
             Self::Train => "train",
             Self::Evaluate => "evaluate",
             Self::Predict => "predict",
+            Self::Align => "align",
         })
     }
 }
@@ -224,10 +235,6 @@ pub struct Hello {
     pub task: Task,
     /// To the coordinator: the last incarnation the sender used. Between others: the agreed one.
     pub incarnation: u64,
-    /// Number of rows the sender has; 0 if it holds no data.
-    pub rows: u32,
-    /// Number of its feature columns; 0 if it holds no data.
-    pub features: u32,
     /// To the coordinator: where the sender could go on from. [`Position::START`] if it has not begun.
     pub checkpoints: Vec<Position>,
 }
@@ -237,21 +244,27 @@ pub struct Hello {
 pub struct Start {
     /// Above every incarnation that any role used before.
     pub incarnation: u64,
-    /// Aligned rows.
-    pub rows: u32,
-    /// Feature columns of each party.
-    pub features: Vec<u32>,
     /// Where all go on from.
     pub resume: Position,
 }
 
 /// Role → coordinator: it has joined all its peers, and its rows are aligned with theirs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ready;
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// Number of aligned rows; 0 if it holds no data.
+    pub rows: u32,
+    /// Number of its features; 0 if it holds no data.
+    pub features: u32,
+}
 
 /// Coordinator → all: begin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Go;
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Go {
+    /// Aligned rows.
+    pub rows: u32,
+    /// Features of each party.
+    pub features: Vec<u32>,
+}
 
 /// Role → coordinator: how it goes. Metrics and sizes only.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -333,15 +346,42 @@ pub struct Done {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finish;
 
-/// Party ↔ party: HMAC of the ordered ids under the pair's key.
+/// Party ↔ party: whether both have the same ids in the same order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IdDigest(pub [u8; 32]);
+pub struct IdDigest {
+    /// How many ids.
+    pub rows: u32,
+    /// HMAC of the ordered ids under the pair's key.
+    pub digest: [u8; 32],
+}
+
+/// Party ↔ party: what an alignment begins with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AlignmentOffer {
+    /// Number of ids of the sender.
+    pub ids: u32,
+    /// Drawn anew by the sender; those of all parties together name a new alignment.
+    pub nonce: [u8; 32],
+    /// Name of the alignment that the sender began before with the same ids and has kept, if any.
+    pub kept: Option<[u8; 32]>,
+    /// Blinded ids of that one that it has on disk: party 0 of each list, party 1 of list 0 on its way.
+    pub held: Vec<u32>,
+    /// Whether it has the result of that one.
+    pub finished: bool,
+}
+
+/// Party ↔ party: how many ids all have; from party 0 when it has compared, from all when they have stored the result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AlignmentResult {
+    /// Common ids.
+    pub rows: u32,
+}
 
 macro_rules! control {
     ($($name:ident),*) => { $(impl Control for $name { const KIND: Kind = Kind::$name; })* };
 }
 
-control!(Hello, Start, Ready, Go, Report, Finish, IdDigest);
+control!(Hello, Start, Ready, Go, Report, Finish, IdDigest, AlignmentOffer, AlignmentResult);
 
 #[cfg(test)]
 mod tests {
@@ -363,7 +403,7 @@ mod tests {
     fn hex_vectors() {
         let step = Step { phase: Phase::Train, epoch: 2, batch: 3 };
         let tags: Vec<u8> = Kind::ALL.iter().map(|k| k.tag()).collect();
-        assert_eq!(tags, [1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19]);
+        assert_eq!(tags, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 17, 18, 19]);
         let header = Header { kind: Kind::HiddenOutput, step, checkpoint: false, shape: [5, 8], body_bytes: 160 };
         assert_eq!(hex(&header.encode()), "1101000002000000030000000500000008000000a0000000");
         let header = Header { kind: Kind::FirstLayerGradient, checkpoint: true, ..header };
@@ -373,15 +413,12 @@ mod tests {
             session: "{}".into(),
             task: Task::Predict,
             incarnation: 300,
-            rows: 5,
-            features: 3,
             checkpoints: vec![Position::START, Position { epoch: 2, batch: 300 }],
         };
-        vector(&hello, "05302e312e30027b7d02ac02050302010002ac02");
-        let start = Start { incarnation: 1, rows: 2, features: vec![3, 4], resume: Position { epoch: 5, batch: 6 } };
-        vector(&start, "01020203040506");
-        vector(&Ready, "");
-        vector(&Go, "");
+        vector(&hello, "05302e312e30027b7d02ac0202010002ac02");
+        vector(&Start { incarnation: 1, resume: Position { epoch: 5, batch: 6 } }, "010506");
+        vector(&Ready { rows: 300, features: 2 }, "ac0202");
+        vector(&Go { rows: 2, features: vec![3, 4] }, "02020304");
         vector(&Report::Progress(Progress { rows: 128, loss: 0.5 }), "008001000000000000e03f");
         let end = EpochEnd {
             seconds: 1.0,
@@ -398,7 +435,10 @@ mod tests {
         let done = Done { cpu_seconds: 0.5, peak_rss_bytes: 1, bytes_sent: vec![("go".into(), 7)] };
         vector(&Report::Done(done), "02000000000000e03f010102676f07");
         vector(&Finish, "");
-        vector(&IdDigest([1; 32]), &"01".repeat(32));
+        vector(&IdDigest { rows: 300, digest: [1; 32] }, &format!("ac02{}", "01".repeat(32)));
+        let offer = AlignmentOffer { ids: 300, nonce: [1; 32], kept: Some([2; 32]), held: vec![5, 0], finished: false };
+        vector(&offer, &format!("ac02{}01{}02050000", "01".repeat(32), "02".repeat(32)));
+        vector(&AlignmentResult { rows: 300 }, "ac02");
     }
 
     proptest! {
@@ -417,8 +457,11 @@ mod tests {
             let _ = decode_control::<Start>(&bytes);
             let _ = decode_control::<Report>(&bytes);
             let _ = decode_control::<IdDigest>(&bytes);
-            if let Ok(ready) = decode_control::<Ready>(&bytes) {
-                prop_assert_eq!(encode_control(&ready), bytes);
+            let _ = decode_control::<Ready>(&bytes);
+            let _ = decode_control::<Go>(&bytes);
+            let _ = decode_control::<AlignmentOffer>(&bytes);
+            if let Ok(finish) = decode_control::<Finish>(&bytes) {
+                prop_assert_eq!(encode_control(&finish), bytes);
             }
         }
 
@@ -428,13 +471,13 @@ mod tests {
             features in proptest::collection::vec(any::<u32>(), 0..70),
         ) {
             let checkpoints = vec![Position { epoch: rows, batch: 7 }];
-            let hello = Hello { version, session, task: Task::Train, incarnation, rows, features: 1, checkpoints };
+            let hello = Hello { version, session, task: Task::Train, incarnation, checkpoints };
             prop_assert_eq!(&decode_control::<Hello>(&encode_control(&hello)).unwrap(), &hello);
-            let start = Start { incarnation, rows, features, resume: Position::START };
-            let mut bytes = encode_control(&start);
-            prop_assert_eq!(&decode_control::<Start>(&bytes).unwrap(), &start);
+            let go = Go { rows, features };
+            let mut bytes = encode_control(&go);
+            prop_assert_eq!(&decode_control::<Go>(&bytes).unwrap(), &go);
             bytes.push(0);
-            prop_assert_eq!(decode_control::<Start>(&bytes), Err(CodecError::Trailing("start")));
+            prop_assert_eq!(decode_control::<Go>(&bytes), Err(CodecError::Trailing("go")));
         }
     }
 }

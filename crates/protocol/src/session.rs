@@ -1,5 +1,6 @@
 //! The session: what all roles must agree on.
 
+use crate::alignment::AlignmentSpec;
 use crate::first_layer::beaver::BeaverSpec;
 use crate::first_layer::paillier::PaillierSpec;
 use crate::first_layer::sharing::SharingSpec;
@@ -71,6 +72,8 @@ pub struct SessionConfig {
     pub seed: u64,
     /// Split, scaling.
     pub preparation: PreparationSpec,
+    /// How parties find their common rows; without it, their files have the same rows in the same order.
+    pub alignment: Option<AlignmentSpec>,
     /// The graph.
     pub model: ModelSpec,
     /// Epochs, batches, optimiser.
@@ -92,6 +95,8 @@ pub struct SessionFile {
     seed: u64,
     /// What the parties have.
     pub data: DataSection,
+    /// How they find their common rows.
+    pub alignment: Option<AlignmentSpec>,
     model: ModelSpec,
     train: TrainSpec,
 }
@@ -221,6 +226,7 @@ impl SessionFile {
                 standardize: self.data.standardize,
                 clip: self.data.clip,
             },
+            alignment: self.alignment,
             model: self.model.clone(),
             train: self.train.clone(),
         };

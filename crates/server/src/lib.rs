@@ -75,7 +75,7 @@ impl<'a> Server<'a> {
     /// # Errors
     /// [`ProtocolError`] naming the peer, step, expected and found; the peers have been told.
     pub async fn run(mut self, transport: &mut dyn Transport) -> Result<(), ProtocolError> {
-        if self.options.task != Task::Train {
+        if matches!(self.options.task, Task::Evaluate | Task::Predict) {
             let directory = &self.options.directory;
             SavedModel::<()>::load(directory, Role::Server, self.session)?
                 .restore(directory, &mut self.model.parameters())?;
@@ -144,7 +144,7 @@ impl<'a> Running<'a> {
         let mut checkpoints = Checkpoints::in_directory(&options.directory, Role::Server, session);
         let held = if options.task == Task::Train { checkpoints.positions()? } else { Vec::new() };
         let begun = !held.is_empty();
-        let Joined { network, incarnation, schedule, resume, .. } = joining.join(None, held).await?;
+        let Joined { network, incarnation, schedule, resume, .. } = joining.meet(held).await?.ready(None).await?;
         let (training, state) = Training::resume::<State>(checkpoints, resume, begun, session)?;
         let noise_seed = match &state {
             Some(state) => state.noise_seed,
@@ -173,15 +173,10 @@ impl<'a> Running<'a> {
     }
 
     async fn work(&mut self) -> Result<(), ProtocolError> {
-        let mut first_layer = server_side(self.session, self.incarnation, &mut self.network).await?;
         match self.options.task {
-            Task::Train => {
-                self.train(&mut *first_layer).await?;
-                let saved = SavedModel::of(&self.model.parameters(), ());
-                saved.save(&self.options.directory, Role::Server, self.session)?;
-                info!("saved the server's part of the model");
-            }
-            Task::Evaluate | Task::Predict => self.serve(&mut *first_layer).await?,
+            Task::Train | Task::Evaluate | Task::Predict => self.compute().await?,
+            // Only parties have rows.
+            Task::Align => {}
         }
         self.training.settle()?;
         let done = Done::of(&self.network);
@@ -189,6 +184,17 @@ impl<'a> Running<'a> {
         self.network.channel(Role::Coordinator)?.set_timeout(LONG);
         let Finish = self.network.recv(Role::Coordinator, Step::SETUP).await?;
         self.training.finish()
+    }
+
+    async fn compute(&mut self) -> Result<(), ProtocolError> {
+        let mut first_layer = server_side(self.session, self.incarnation, &mut self.network).await?;
+        if self.options.task != Task::Train {
+            return self.serve(&mut *first_layer).await;
+        }
+        self.train(&mut *first_layer).await?;
+        SavedModel::of(&self.model.parameters(), ()).save(&self.options.directory, Role::Server, self.session)?;
+        info!("saved the server's part of the model");
+        Ok(())
     }
 
     fn state(&mut self) -> State {

@@ -7,8 +7,8 @@ use super::lanes::{
 };
 use super::modulus::{Montgomery, nonzero, number_of};
 use super::packing::Plaintexts;
-use super::parallel::for_each;
 use super::randomizers::Randomizers;
+use crate::parallel::for_each;
 use crypto_bigint::{BoxedUint, ConcatenatingMul, Gcd};
 use std::fmt;
 use zeroize::Zeroizing;

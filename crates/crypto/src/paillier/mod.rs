@@ -63,7 +63,6 @@ mod key;
 mod lanes;
 mod modulus;
 mod packing;
-mod parallel;
 mod portable;
 mod proof;
 mod randomizers;

@@ -1,5 +1,6 @@
 //! The ids of a table, without an allocation for each.
 
+use spnn_protocol::IdList;
 use std::borrow::Cow;
 
 /// One id per row, in order.
@@ -83,5 +84,15 @@ impl Ids {
             Kind::RowNumbers(rows) => *rows += 1,
             Kind::Texts { text, ends } => ends.push(text.len()),
         }
+    }
+}
+
+impl IdList for Ids {
+    fn rows(&self) -> usize {
+        self.len()
+    }
+
+    fn id(&self, row: usize) -> Cow<'_, str> {
+        self.get(row)
     }
 }

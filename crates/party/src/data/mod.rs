@@ -20,11 +20,10 @@ use serde::{Deserialize, Serialize};
 pub use error::{DataError, Excerpt};
 pub use ids::Ids;
 pub use scores::write_scores;
+pub use spnn_protocol::ID_SEPARATOR;
 pub use standardize::Standardizer;
 pub use table::Table;
 
-/// Stands between the parts of an id made of several columns: the ASCII unit separator, which no part may contain.
-pub const ID_SEPARATOR: char = '\u{1f}';
 const ID_SEPARATOR_TEXT: &str = "\u{1f}";
 
 /// What a party reads from its own file.
