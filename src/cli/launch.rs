@@ -152,6 +152,7 @@ fn config(launch: &Launch<'_>, role: Role) -> RoleConfig {
         certificate: format!("{role}.pem").into(),
         key: format!("{role}.key").into(),
         authority: "../pki/ca.pem".into(),
+        passphrase_file: None,
         revoked: None,
         directory: ".".into(),
         listen: None,

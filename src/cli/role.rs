@@ -98,8 +98,11 @@ fn on_network<E: RoleError>(
             tracing::info!("asked to stop: finishing the batch");
             stop.request();
         });
+        let certificate = transport.certificate();
+        let hang_ups = tokio::spawn(async move { asked_to_reload(|| certificate.reload()).await });
         let result = role(&mut transport).await;
         signals.abort();
+        hang_ups.abort();
         let ending = match &result {
             Ok(()) => Ending { cause: Cause::Done, culprit: me },
             Err(e) => e.told(me),
@@ -120,6 +123,16 @@ pub(super) async fn asked_to_stop() {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+    }
+}
+
+/// Does so whenever the process gets SIGHUP, as from a service manager that reloads it.
+async fn asked_to_reload(mut reload: impl FnMut()) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut hang_up) = signal(SignalKind::hangup()) else { return };
+    while hang_up.recv().await.is_some() {
+        tracing::info!("asked to read certificate, key, authority and revocation list anew");
+        reload();
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the listening side does with who arrives.
 
+use super::credentials::Credentials;
 use super::{close, peer_identity};
 use crate::error::{Cause, Ending};
 use crate::identity::Fingerprint;
@@ -22,6 +23,7 @@ pub(super) struct Door {
     pub(super) present: Mutex<BTreeMap<Role, Connection>>,
     pub(super) relay: Option<Relay>,
     pub(super) arrivals: Arc<Arrivals>,
+    pub(super) credentials: Arc<Credentials>,
 }
 
 /// Who came in at the door and was not asked for yet: the last connection of each role.
@@ -58,7 +60,12 @@ pub(super) async fn accept(endpoint: Endpoint, door: Arc<Door>) {
         let door = Arc::clone(&door);
         tokio::spawn(async move {
             let address = incoming.remote_address();
-            let connection = match incoming.await {
+            door.credentials.refresh();
+            let connection = match incoming.accept_with(door.credentials.server_config()) {
+                Ok(connecting) => connecting.await,
+                Err(e) => Err(e),
+            };
+            let connection = match connection {
                 Ok(connection) => connection,
                 Err(e) => return warn!(%address, "refused a connection: {e}"),
             };

@@ -4,6 +4,7 @@
 //! listens for the other. Each channel is one
 //! bidirectional stream that begins with four bytes from the dialing side ([`Opening`]) and one byte back.
 
+mod credentials;
 mod door;
 mod tuning;
 
@@ -17,9 +18,9 @@ use crate::identity::{Fingerprint, Identity, role_and_fingerprint};
 use crate::message::ALPN;
 use crate::{PartyId, ProtocolError, Role};
 use async_trait::async_trait;
+use credentials::Credentials;
 use door::{Arrival, Arrivals, Door, Opening, Violation, accept, open};
 use futures_util::future::BoxFuture;
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, VarInt};
 use rustls::pki_types::CertificateDer;
 use spnn_crypto::PairKey;
@@ -29,7 +30,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
-use tuning::{enlarge_buffers, transport_config};
+use tuning::enlarge_buffers;
 use zeroize::Zeroizing;
 
 /// What a role needs to take part in a QUIC network.
@@ -51,7 +52,7 @@ pub struct QuicOptions {
 
 /// A role's end of a QUIC network.
 pub struct QuicTransport {
-    identity: Identity,
+    credentials: Arc<Credentials>,
     options: QuicOptions,
     endpoint: Endpoint,
     /// Connections this role dialed.
@@ -59,6 +60,24 @@ pub struct QuicTransport {
     arrivals: Arc<Arrivals>,
     /// Connections of the channels that were given out.
     in_use: Vec<Connection>,
+}
+
+/// The certificate that a transport shows to peers; from anywhere.
+#[derive(Clone)]
+pub struct OwnCertificate(Arc<Credentials>);
+
+impl OwnCertificate {
+    /// Reads certificate, key, authority and revocation list anew. If they do not hold together, all stays as it was and
+    /// the log says why. New connections have what was read; those that exist live on.
+    pub fn reload(&self) {
+        self.0.reload();
+    }
+
+    /// When it expires, in seconds since 1970.
+    #[must_use]
+    pub fn expires(&self) -> i64 {
+        self.0.identity().expires()
+    }
 }
 
 /// Pause after the first attempt to reach a peer that is not up yet; it doubles.
@@ -82,27 +101,25 @@ impl QuicTransport {
         enlarge_buffers(&socket);
         let mut endpoint_config = EndpointConfig::default();
         endpoint_config.max_udp_payload_size(options.tuning.mtu_max.max(1452)).map_err(|e| listen(&e))?;
-        let server_config = match options.listen {
-            Some(_) => Some(server_config(&identity, &options)?),
-            None => None,
-        };
+        let credentials = Arc::new(Credentials::new(identity, &options)?);
+        let server_config = options.listen.map(|_| credentials.server_config().as_ref().clone());
         let runtime = Arc::new(quinn::TokioRuntime);
-        let mut endpoint = Endpoint::new(endpoint_config, server_config, socket, runtime).map_err(|e| listen(&e))?;
-        endpoint.set_default_client_config(client_config(&identity, &options)?);
+        let endpoint = Endpoint::new(endpoint_config, server_config, socket, runtime).map_err(|e| listen(&e))?;
         let arrivals = Arc::new(Arrivals::default());
         if options.listen.is_some() {
             let door = Door {
-                me: identity.role(),
+                me: credentials.role(),
                 expect: options.expect.clone(),
                 keep_alive: options.tuning.keep_alive(),
                 present: Mutex::default(),
                 pins: options.pins.clone(),
-                relay: (identity.role() == Role::Coordinator).then(Relay::default),
+                relay: (credentials.role() == Role::Coordinator).then(Relay::default),
                 arrivals: Arc::clone(&arrivals),
+                credentials: Arc::clone(&credentials),
             };
             tokio::spawn(accept(endpoint.clone(), Arc::new(door)));
         }
-        Ok(Self { identity, options, endpoint, dialed: BTreeMap::new(), arrivals, in_use: Vec::new() })
+        Ok(Self { credentials, options, endpoint, dialed: BTreeMap::new(), arrivals, in_use: Vec::new() })
     }
 
     /// The address that peers reach this role at.
@@ -113,6 +130,12 @@ impl QuicTransport {
         self.endpoint
             .local_addr()
             .map_err(|e| ProtocolError::Listen { address: "the local address".into(), reason: e.to_string() })
+    }
+
+    /// The certificate this role shows. Its files are read anew before a connection is opened or accepted.
+    #[must_use]
+    pub fn certificate(&self) -> OwnCertificate {
+        OwnCertificate(Arc::clone(&self.credentials))
     }
 
     /// Tells every peer why this role goes, and closes.
@@ -154,7 +177,9 @@ impl QuicTransport {
         let mut found = tokio::net::lookup_host(address).await.map_err(|e| again(&e))?;
         let found = found.next().ok_or_else(|| again(&"the name has no address"))?;
         let name = peer.certificate_name();
-        let connecting = self.endpoint.connect(found, &name).map_err(|e| Attempt::Final(e.to_string()))?;
+        self.credentials.refresh();
+        let config = self.credentials.client_config();
+        let connecting = self.endpoint.connect_with(config, found, &name).map_err(|e| Attempt::Final(e.to_string()))?;
         let connection =
             timeout_at(deadline, connecting).await.map_err(|_| again(&"no answer"))?.map_err(|e| refused(peer, &e))?;
         if let Some(pin) = self.options.pins.get(&peer) {
@@ -208,7 +233,7 @@ impl QuicTransport {
         let meeting = async {
             let (send, recv) =
                 open(&connection, Opening::Relay(peer)).await.map_err(|e| NotMet::Gone(e.to_string()))?;
-            meet(&self.identity, role, tokio::io::join(recv, send)).await
+            meet(&self.credentials.identity(), role, tokio::io::join(recv, send)).await
         };
         let met = timeout_at(deadline, meeting).await.unwrap_or_else(|_| Err(NotMet::Gone("no answer in time".into())));
         let (stream, presented, key) = match met {
@@ -236,7 +261,7 @@ impl QuicTransport {
 #[async_trait]
 impl Transport for QuicTransport {
     fn me(&self) -> Role {
-        self.identity.role()
+        self.credentials.role()
     }
 
     async fn connect(&mut self, peer: Role, waited: Duration) -> Result<Channel, ProtocolError> {
@@ -370,22 +395,5 @@ impl Link for QuicLink {
     }
 }
 
-fn client_config(identity: &Identity, options: &QuicOptions) -> Result<quinn::ClientConfig, ProtocolError> {
-    let tls = QuicClientConfig::try_from(identity.client_config(&[ALPN])?).map_err(|e| no_initial_suite(&e))?;
-    let mut config = quinn::ClientConfig::new(Arc::new(tls));
-    config.transport_config(Arc::new(transport_config(options)));
-    Ok(config)
-}
-
-fn server_config(identity: &Identity, options: &QuicOptions) -> Result<quinn::ServerConfig, ProtocolError> {
-    let tls = QuicServerConfig::try_from(identity.server_config(&[ALPN])?).map_err(|e| no_initial_suite(&e))?;
-    let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
-    config.transport_config(Arc::new(transport_config(options)));
-    // Peers are few and known; unauthenticated handshakes beyond this are dropped, not queued.
-    config.max_incoming(64);
-    Ok(config)
-}
-
-fn no_initial_suite(e: &dyn std::fmt::Display) -> ProtocolError {
-    ProtocolError::Listen { address: "QUIC".into(), reason: e.to_string() }
-}
+#[cfg(test)]
+mod tests;
