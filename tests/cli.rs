@@ -355,13 +355,14 @@ fn a_coordinator_that_dies_is_named() {
 
 #[test]
 fn every_help_ends_with_an_example() {
-    let commands: [&[&str]; 16] = [
+    let commands: [&[&str]; 17] = [
         &[],
         &["simulate"],
         &["pooled"],
         &["coordinator"],
         &["server"],
         &["party"],
+        &["health"],
         &["pki", "init"],
         &["pki", "request"],
         &["pki", "renew"],

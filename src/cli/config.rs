@@ -4,7 +4,9 @@ use super::{CliError, RunRole, passphrase};
 use serde::{Deserialize, Serialize};
 use spnn::party::data::DataSource;
 use spnn::protocol::transport::{QuicOptions, TransportTuning};
-use spnn::protocol::{Fingerprint, Identity, IdentityFiles, JoinOptions, Role, SessionConfig, SessionFile, Stop};
+use spnn::protocol::{
+    Fingerprint, Identity, IdentityFiles, JoinOptions, Monitor, Role, SessionConfig, SessionFile, Stop,
+};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -38,6 +40,8 @@ pub(crate) struct RoleConfig {
     pub(crate) server: Option<String>,
     /// Coordinator: where the report goes; its directory by default.
     pub(crate) report: Option<PathBuf>,
+    /// Address to serve health and metrics on over HTTP (/healthz, /metrics), such as 127.0.0.1:9100; none by default.
+    pub(crate) monitor: Option<SocketAddr>,
     /// Run a first layer that protects nothing if the session says so.
     #[serde(default)]
     pub(crate) allow_unprotected: bool,
@@ -103,11 +107,7 @@ impl Loaded {
     /// Reads configuration, session and certificate of a role that `fits`.
     pub(crate) fn read(args: &RunRole, kind: &str, fits: impl Fn(Role) -> bool) -> Result<Self, CliError> {
         let file = args.config.clone();
-        let text = std::fs::read_to_string(&file)
-            .map_err(|e| CliError::Config { file: file.clone(), reason: e.to_string() })?;
-        let mut config: RoleConfig = toml::from_str(&text)
-            .map_err(|e| CliError::Config { file: file.clone(), reason: e.to_string().trim_end().to_owned() })?;
-        config.resolve(file.parent().unwrap_or(Path::new(".")));
+        let config = RoleConfig::read(&file)?;
         let session = SessionFile::read(&config.session)?.config()?;
         let files = IdentityFiles {
             revoked: config.revoked.clone(),
@@ -132,6 +132,7 @@ impl Loaded {
             rejoin_timeout: seconds(config.rejoin_timeout_s),
             checkpoint_every: seconds(config.checkpoint_every_s),
             stop: Stop::default(),
+            monitor: Monitor::default(),
             allow_unprotected: config.allow_unprotected,
         };
         Ok(Self { file, config, session, identity, join })
@@ -184,6 +185,15 @@ impl Loaded {
 }
 
 impl RoleConfig {
+    /// Reads a configuration; its paths are taken from where it lies.
+    pub(crate) fn read(file: &Path) -> Result<Self, CliError> {
+        let problem = |reason: String| CliError::Config { file: file.to_owned(), reason };
+        let text = std::fs::read_to_string(file).map_err(|e| problem(e.to_string()))?;
+        let mut config: Self = toml::from_str(&text).map_err(|e| problem(e.to_string().trim_end().to_owned()))?;
+        config.resolve(file.parent().unwrap_or(Path::new(".")));
+        Ok(config)
+    }
+
     fn resolve(&mut self, base: &Path) {
         let paths = [&mut self.session, &mut self.certificate, &mut self.key, &mut self.authority, &mut self.directory];
         paths.into_iter().for_each(|p| *p = base.join(&*p));

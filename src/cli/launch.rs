@@ -159,6 +159,7 @@ fn config(launch: &Launch<'_>, role: Role) -> RoleConfig {
         coordinator: None,
         server: None,
         report: None,
+        monitor: None,
         allow_unprotected: launch.session.first_layer == FirstLayerKind::Plain,
         join_timeout_s: 60.0,
         // This command watches the processes itself, and ends all when one is gone. A batch under Paillier can take minutes.

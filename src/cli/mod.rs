@@ -4,6 +4,7 @@ mod compare;
 mod config;
 mod error;
 mod experiment;
+mod health;
 mod launch;
 mod passphrase;
 mod pki;
@@ -75,6 +76,15 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:\n  spnn party --config party.toml\n  \
         spnn party --config party.toml --task predict --data new.csv --scores scores.csv")]
     Party(RunRole),
+    /// Ask a role that runs on this machine whether it works; exit with 0 if so, with 1 if it waits or is not there
+    #[command(
+        after_help = "Example: spnn health --config party.toml        (which has to say monitor = \"127.0.0.1:9100\")"
+    )]
+    Health {
+        /// The configuration that the role was started with
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// Make the private authority and the certificates of the roles
     #[command(subcommand)]
     Pki(Pki),
@@ -365,6 +375,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), CliError> {
         Command::Coordinator(args) => role::coordinator(&args),
         Command::Server(args) => role::server(&args),
         Command::Party(args) => role::party(&args),
+        Command::Health { config } => health::run(&config),
         Command::Pki(command) => pki::run(command),
         Command::Evaluate(args) => simulate::again(&args, Task::Evaluate, &cli.log),
         Command::Predict(args) => simulate::again(&args, Task::Predict, &cli.log),

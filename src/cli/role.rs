@@ -4,11 +4,14 @@ use super::config::Loaded;
 use super::progress::Console;
 use super::{CliError, RunRole};
 use spnn::coordinator;
+use spnn::monitor::{self, Watched};
 use spnn::party::{Party, PartyOptions};
 use spnn::protocol::transport::QuicTransport;
 use spnn::protocol::{Cause, Ending, ProtocolError, Role, write_durable};
 use spnn::server::Server;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpListener;
 
 /// The coordinator.
 pub(crate) fn coordinator(args: &RunRole) -> Result<(), CliError> {
@@ -99,6 +102,16 @@ fn on_network<E: RoleError>(
             stop.request();
         });
         let certificate = transport.certificate();
+        if let Some(address) = loaded.config.monitor {
+            let unusable =
+                |e: std::io::Error| ProtocolError::Listen { address: address.to_string(), reason: e.to_string() };
+            let listener = TcpListener::bind(address).await.map_err(unusable).map_err(shown)?;
+            let address = listener.local_addr().map_err(unusable).map_err(shown)?;
+            tracing::info!(%address, "health and metrics are served");
+            let (monitor, certificate) = (loaded.join.monitor.clone(), certificate.clone());
+            let certificate_expires = Arc::new(move || certificate.expires());
+            tokio::spawn(monitor::serve(listener, Watched { role: me, monitor, certificate_expires }));
+        }
         let hang_ups = tokio::spawn(async move { asked_to_reload(|| certificate.reload()).await });
         let result = role(&mut transport).await;
         signals.abort();

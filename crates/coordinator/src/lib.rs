@@ -14,8 +14,8 @@ use futures_util::stream::FuturesUnordered;
 use spnn_protocol::message::{Finish, Go, Hello, Progress, Ready, Report, Start};
 use spnn_protocol::transport::Transport;
 use spnn_protocol::{
-    Attempts, Cause, DataShape, Ending, Incarnation, JoinOptions, Network, Position, ProtocolError, Receiving, Role,
-    SessionConfig, Step, Task, all, greet, hello, within, write_durable,
+    Attempts, Cause, DataShape, Ending, Incarnation, JoinOptions, Monitor, Network, Position, ProtocolError, Receiving,
+    Role, SessionConfig, Step, Task, all, greet, hello, within, write_durable,
 };
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -108,6 +108,7 @@ pub async fn run(
         };
         let Err(e) = done else {
             transport.leave(Ending { cause: Cause::Done, culprit: Role::Coordinator });
+            options.monitor.done();
             return done;
         };
         transport.leave(e.ending(Role::Coordinator));
@@ -212,6 +213,9 @@ impl Running<'_> {
         all(network.channels().map(|c| c.send(Step::SETUP, &start))).await?;
         all(network.channels().map(|c| c.recv::<Ready>(Step::SETUP))).await?;
         all(network.channels().map(|c| c.send(Step::SETUP, &Go))).await?;
+        network.channels().for_each(|c| c.watch(&options.monitor));
+        options.monitor.running(incarnation);
+        options.monitor.at(resume);
 
         let schedule = session.schedule(rows);
         let (train_rows, test_rows) = match options.task {
@@ -230,7 +234,7 @@ impl Running<'_> {
         observer: &mut dyn Observer,
     ) -> Result<SessionRecord, ProtocolError> {
         let Self { session, options, started, network, reached } = self;
-        gather(session, network, &mut record, observer, reached).await?;
+        gather(session, &options.monitor, network, &mut record, observer, reached).await?;
         record.finish(started.elapsed());
         observer.finished(&record)?;
         let finished = Finished::of(session, options);
@@ -326,6 +330,7 @@ fn common_rows(shapes: &BTreeMap<Role, (u32, u32)>) -> Result<u32, ProtocolError
 /// Listens to all roles at once until each is done, and deals them what their first layer needs.
 async fn gather(
     session: &SessionConfig,
+    monitor: &Monitor,
     network: &mut Network,
     record: &mut SessionRecord,
     observer: &mut dyn Observer,
@@ -366,12 +371,18 @@ async fn gather(
                     continue;
                 }
                 Ok(Report::Progress(progress)) => {
-                    *reached = Some(record.position(&progress)).max(*reached);
+                    let position = record.position(&progress);
+                    *reached = Some(position).max(*reached);
+                    monitor.at(position);
+                    monitor.results(Some(progress.loss), None);
                     observer.on(&Event::Progress { epoch: record.epoch_under_way(), progress });
                 }
                 Ok(Report::EpochEnd(end)) => {
                     if let Some(epoch) = record.epoch_end(peer, end) {
-                        *reached = Some(Position { epoch: epoch.epoch + 1, batch: 0 }).max(*reached);
+                        let position = Position { epoch: epoch.epoch + 1, batch: 0 };
+                        *reached = Some(position).max(*reached);
+                        monitor.at(position);
+                        monitor.results(epoch.train_loss, epoch.test);
                         observer.on(&Event::Epoch(epoch));
                     }
                 }

@@ -109,6 +109,7 @@ impl<'a> Party<'a> {
             match attempt(transport, session, options, &mut data, attempts.patience(), &mut reached).await {
                 Ok(outcome) => {
                     transport.leave(Ending { cause: Cause::Done, culprit: transport.me() });
+                    options.join.monitor.done();
                     return Ok(outcome);
                 }
                 Err(e) => {
@@ -163,7 +164,8 @@ impl<'a> Party<'a> {
         let begun = !held.is_empty();
         let Joined { network, incarnation, features, columns, schedule, resume } =
             joining.join(Some(data.shape()?), held).await?;
-        let (training, state) = Training::resume::<State>(checkpoints, resume, begun, session)?;
+        let monitor = &options.join.monitor;
+        let (training, state) = Training::resume::<State>(checkpoints, resume, begun, session, monitor)?;
 
         let mut rng = SecretRng::from_system().map_err(ProtocolError::from)?;
         let noise_seeds = match &state {

@@ -14,7 +14,7 @@ use crate::channel::{Channel, LAST_WORDS};
 use crate::incarnation::Incarnation;
 use crate::message::{Go, Hello, IdDigest, Ready, Start, Task};
 use crate::transport::Transport;
-use crate::{FirstLayerKind, Network, Position, ProtocolError, Role, Schedule, SessionConfig, Step, Stop};
+use crate::{FirstLayerKind, Monitor, Network, Position, ProtocolError, Role, Schedule, SessionConfig, Step, Stop};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -37,6 +37,8 @@ pub struct JoinOptions {
     pub checkpoint_every: Duration,
     /// Asks the role to stop.
     pub stop: Stop,
+    /// What the role says of itself to whoever watches the process.
+    pub monitor: Monitor,
     /// Whether a first layer that protects nothing may be run.
     pub allow_unprotected: bool,
 }
@@ -53,6 +55,7 @@ impl JoinOptions {
             rejoin_timeout: Duration::ZERO,
             checkpoint_every: Duration::from_secs(10),
             stop: Stop::default(),
+            monitor: Monitor::default(),
             allow_unprotected: false,
         }
     }
@@ -173,8 +176,10 @@ impl<'a> Joining<'a> {
             // The server waits for parties and parties for the server: it gets a moment more, to say who is gone.
             let more = if channel.peer() == Role::Server { 2 * LAST_WORDS } else { Duration::ZERO };
             channel.set_timeout(options.peer_timeout + more);
+            channel.watch(&options.monitor);
         }
         let schedule = session.schedule(start.rows);
+        options.monitor.running(incarnation);
         Ok(Joined { network, incarnation, features, columns, schedule, resume: start.resume })
     }
 }
