@@ -86,7 +86,7 @@ fn a_role_whose_certificate_has_expired_says_at_its_start_what_to_do() {
     stage.renew("party-1", 10);
     assert_eq!(stage.fingerprint("party-1"), pin);
     let said = stage.start("party-1").end();
-    said.expect(PEER_GONE, &["coordinator"]);
+    said.expect(NETWORK, &["coordinator"]);
     assert!(said.said.contains("expires on"), "no warning of the end that is near:\n{}", said.said);
 }
 
