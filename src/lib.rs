@@ -13,6 +13,7 @@
 //! | [`pki`] | certificates |
 //! | [`pooled`] | the same network on pooled columns, for comparison |
 //! | [`in_memory`] | all roles in one process |
+//! | [`monitor`] | health and metrics of a role over HTTP |
 //! | [`experiment`] | many sessions and baselines, and what they say together |
 //! | [`report`] | `report.json` and `report.html` |
 
@@ -27,6 +28,7 @@ pub use spnn_server as server;
 
 pub mod experiment;
 pub mod in_memory;
+pub mod monitor;
 pub mod pki;
 pub mod pooled;
 pub mod report;

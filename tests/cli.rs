@@ -72,34 +72,22 @@ fn an_authority_of_their_own_is_no_use_to_impostors() {
 }
 
 #[test]
-fn an_expired_certificate_of_a_party_is_refused() {
+fn a_role_whose_certificate_has_expired_says_at_its_start_what_to_do() {
+    for role in ["party-1", "server", "coordinator"] {
+        let stage = stage();
+        stage.reissue("pki", role, role, 0);
+        let said = stage.start(role).end();
+        said.expect(CONFIGURATION, &[&format!("{role}.pem"), "expired on", "spnn pki renew", "spnn pki issue"]);
+    }
+    // A renewed one is welcome, and the fingerprints that others have pinned are still right.
     let stage = stage();
     stage.reissue("pki", "party-1", "party-1", 0);
-    let ended = run(&stage);
-    ended["party-1"].expect(NETWORK, &["coordinator", "certificate expired"]);
-    ended["coordinator"].expect(PEER_GONE, &["party-1 did not join"]);
-    others_are_left(&ended, &["party-1"]);
-}
-
-#[test]
-fn an_expired_certificate_of_the_server_is_refused() {
-    let stage = stage();
-    stage.reissue("pki", "server", "server", 0);
-    let ended = run(&stage);
-    ended["server"].expect(NETWORK, &["coordinator", "certificate expired"]);
-    ended["coordinator"].expect(PEER_GONE, &["server did not join"]);
-    others_are_left(&ended, &["server"]);
-}
-
-#[test]
-fn an_expired_certificate_of_the_coordinator_is_refused() {
-    let stage = stage();
-    stage.reissue("pki", "coordinator", "coordinator", 0);
-    let ended = run(&stage);
-    for role in ["server", "party-0", "party-1"] {
-        ended[role].expect(NETWORK, &["coordinator", "certificate", "expired"]);
-    }
-    ended["coordinator"].expect(PEER_GONE, &["did not join"]);
+    let pin = stage.fingerprint("party-1");
+    stage.renew("party-1", 10);
+    assert_eq!(stage.fingerprint("party-1"), pin);
+    let said = stage.start("party-1").end();
+    said.expect(NETWORK, &["coordinator"]);
+    assert!(said.said.contains("expires on"), "no warning of the end that is near:\n{}", said.said);
 }
 
 #[test]
@@ -367,15 +355,18 @@ fn a_coordinator_that_dies_is_named() {
 
 #[test]
 fn every_help_ends_with_an_example() {
-    let commands: [&[&str]; 15] = [
+    let commands: [&[&str]; 18] = [
         &[],
         &["simulate"],
         &["pooled"],
         &["coordinator"],
         &["server"],
         &["party"],
+        &["health"],
         &["pki", "init"],
         &["pki", "request"],
+        &["pki", "renew"],
+        &["pki", "passphrase"],
         &["pki", "issue"],
         &["pki", "revoke"],
         &["pki", "show"],

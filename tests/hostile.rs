@@ -20,8 +20,8 @@ use spnn::protocol::message::{
 };
 use spnn::protocol::transport::{MemoryNetwork, QuicOptions, QuicTransport, Transport, TransportTuning};
 use spnn::protocol::{
-    Channel, DataShape, Ending, Fingerprint, Identity, JoinOptions, Joined, Joining, Phase, Position, ProtocolError,
-    Role, SessionConfig, SessionFile, Step, Task, hello,
+    Channel, DataShape, Ending, Fingerprint, Identity, IdentityFiles, JoinOptions, Joined, Joining, Phase, Position,
+    ProtocolError, Role, SessionConfig, SessionFile, Step, Task, hello,
 };
 use std::collections::BTreeMap;
 use std::fs;
@@ -126,7 +126,9 @@ struct Door {
 impl Door {
     fn new(stage: &Stage) -> Self {
         let path = |name: &str| stage.path(ME).join(name);
-        let identity = Identity::load(&path("party-1.pem"), &path("party-1.key"), &stage.path("pki/ca.pem")).unwrap();
+        let (certificate, key) = (path("party-1.pem"), path("party-1.key"));
+        let files = IdentityFiles::new(&certificate, &key, &stage.path("pki/ca.pem"));
+        let identity = Identity::load(files).unwrap();
         let pins = stage.configs[ME]["peers"].as_table().unwrap();
         let pin = |(role, pin): (&String, &toml::Value)| {
             (role.parse::<Role>().unwrap(), pin.as_str().unwrap().parse::<Fingerprint>().unwrap())

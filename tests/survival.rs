@@ -182,6 +182,31 @@ fn a_bad_network_changes_nothing_but_time() {
 }
 
 #[test]
+fn certificates_are_renewed_while_a_session_runs() {
+    let mut stage = stage("sharing");
+    stage.session["train"]["epochs"] = 40.into();
+    let (_, expected) = undisturbed(&mut stage);
+    clear(&stage);
+    let mut processes = stage.start_all();
+    processes[0].until(|said| said.contains("epoch 3/"));
+    stage.renew("coordinator", 20);
+    processes[0].signal(Signal::SIGHUP);
+    processes[0].until(|said| said.contains("read certificate, key, authority or revocation list anew"));
+    // A party that is started again shows its new one; nobody has to change a pinned fingerprint.
+    let pin = stage.fingerprint("party-1");
+    stage.renew("party-1", 20);
+    assert_eq!(stage.fingerprint("party-1"), pin);
+    let place = stage.roles().iter().position(|r| r == "party-1").unwrap();
+    processes[place].kill();
+    processes[0].until(|said| said.contains("interrupted"));
+    processes[place] = stage.start("party-1");
+    let ended = all_end(processes);
+    ended.values().for_each(|e| e.expect(DONE, &[]));
+    assert!(incarnations(&stage) > 1, "nothing was interrupted");
+    assert!(models(&stage) == expected, "other weights");
+}
+
+#[test]
 fn a_partition_heals() {
     let mut stage = stage("sharing");
     stage.session["train"]["epochs"] = 40.into();

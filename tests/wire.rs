@@ -10,7 +10,7 @@ use kit::table;
 use ndarray::Array2;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use spnn::pki::{self, Validity};
+use spnn::pki::{self, Authority, Validity};
 use spnn::protocol::message::{
     AlignmentOffer, AlignmentResult, CONTROL_BYTES_MAX, Control, Done, EpochEnd, Go, HEADER_BYTES, Header, Hello,
     IdDigest, Kind, Metrics, Progress, Ready, Report, Start, decode_control, encode_control,
@@ -273,8 +273,9 @@ fn announced_lengths_allocate_nothing() {
 #[test]
 fn certificates_of_an_enemy_are_refused() {
     let directory = tempfile::tempdir().unwrap();
-    pki::init(directory.path(), "test", Validity::days(10)).unwrap();
-    let file = pki::issue(directory.path(), directory.path(), Role::Server, "org", Validity::days(10)).unwrap();
+    let authority = Authority::in_directory(directory.path());
+    pki::init(&authority, "test", Validity::days(10)).unwrap();
+    let file = pki::issue(&authority, directory.path(), Role::Server, "org", Validity::days(10), None).unwrap();
     let valid = fs::read(&file).unwrap();
     let (role, print) = inspect_certificate(&file).unwrap();
     assert_eq!(role, Role::Server);

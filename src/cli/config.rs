@@ -1,10 +1,12 @@
 //! A role's own configuration file: certificate, addresses, directory; for a party its data.
 
-use super::{CliError, RunRole};
+use super::{CliError, RunRole, passphrase};
 use serde::{Deserialize, Serialize};
 use spnn::party::data::DataSource;
 use spnn::protocol::transport::{QuicOptions, TransportTuning};
-use spnn::protocol::{Fingerprint, Identity, JoinOptions, Role, SessionConfig, SessionFile, Stop};
+use spnn::protocol::{
+    Fingerprint, Identity, IdentityFiles, JoinOptions, Monitor, Role, SessionConfig, SessionFile, Stop,
+};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,6 +22,9 @@ pub(crate) struct RoleConfig {
     pub(crate) certificate: PathBuf,
     /// Its private key, readable by its owner only.
     pub(crate) key: PathBuf,
+    /// The passphrase of an encrypted key, as the first line of a file that only its owner can read. Without it the
+    /// passphrase is that of the environment (SPNN_PASSPHRASE), or asked for if there is a terminal.
+    pub(crate) passphrase_file: Option<PathBuf>,
     /// Certificate of the authority.
     pub(crate) authority: PathBuf,
     /// The authority's revocation list: peers whose certificates are on it are refused.
@@ -35,6 +40,8 @@ pub(crate) struct RoleConfig {
     pub(crate) server: Option<String>,
     /// Coordinator: where the report goes; its directory by default.
     pub(crate) report: Option<PathBuf>,
+    /// Address to serve health and metrics on over HTTP (/healthz, /metrics), such as 127.0.0.1:9100; none by default.
+    pub(crate) monitor: Option<SocketAddr>,
     /// Run a first layer that protects nothing if the session says so.
     #[serde(default)]
     pub(crate) allow_unprotected: bool,
@@ -100,18 +107,14 @@ impl Loaded {
     /// Reads configuration, session and certificate of a role that `fits`.
     pub(crate) fn read(args: &RunRole, kind: &str, fits: impl Fn(Role) -> bool) -> Result<Self, CliError> {
         let file = args.config.clone();
-        let text = std::fs::read_to_string(&file)
-            .map_err(|e| CliError::Config { file: file.clone(), reason: e.to_string() })?;
-        let mut config: RoleConfig = toml::from_str(&text)
-            .map_err(|e| CliError::Config { file: file.clone(), reason: e.to_string().trim_end().to_owned() })?;
-        config.resolve(file.parent().unwrap_or(Path::new(".")));
+        let config = RoleConfig::read(&file)?;
         let session = SessionFile::read(&config.session)?.config()?;
-        let identity = Identity::load(&config.certificate, &config.key, &config.authority)
-            .and_then(|identity| match &config.revoked {
-                Some(revoked) => identity.refusing(revoked),
-                None => Ok(identity),
-            })
-            .map_err(|source| CliError::Protocol { me: Role::Coordinator, source })?;
+        let files = IdentityFiles {
+            revoked: config.revoked.clone(),
+            passphrase: passphrase::source(&config.key, config.passphrase_file.as_deref())?,
+            ..IdentityFiles::new(&config.certificate, &config.key, &config.authority)
+        };
+        let identity = Identity::load(files).map_err(|source| CliError::Protocol { me: Role::Coordinator, source })?;
         let role = identity.role();
         if !fits(role) {
             let reason = format!("this certificate is that of {role}; 'spnn {kind}' needs one for {kind}");
@@ -129,6 +132,7 @@ impl Loaded {
             rejoin_timeout: seconds(config.rejoin_timeout_s),
             checkpoint_every: seconds(config.checkpoint_every_s),
             stop: Stop::default(),
+            monitor: Monitor::default(),
             allow_unprotected: config.allow_unprotected,
         };
         Ok(Self { file, config, session, identity, join })
@@ -181,10 +185,19 @@ impl Loaded {
 }
 
 impl RoleConfig {
+    /// Reads a configuration; its paths are taken from where it lies.
+    pub(crate) fn read(file: &Path) -> Result<Self, CliError> {
+        let problem = |reason: String| CliError::Config { file: file.to_owned(), reason };
+        let text = std::fs::read_to_string(file).map_err(|e| problem(e.to_string()))?;
+        let mut config: Self = toml::from_str(&text).map_err(|e| problem(e.to_string().trim_end().to_owned()))?;
+        config.resolve(file.parent().unwrap_or(Path::new(".")));
+        Ok(config)
+    }
+
     fn resolve(&mut self, base: &Path) {
         let paths = [&mut self.session, &mut self.certificate, &mut self.key, &mut self.authority, &mut self.directory];
         paths.into_iter().for_each(|p| *p = base.join(&*p));
-        for path in [&mut self.report, &mut self.revoked].into_iter().flatten() {
+        for path in [&mut self.report, &mut self.revoked, &mut self.passphrase_file].into_iter().flatten() {
             *path = base.join(&*path);
         }
         if let Some(data) = &mut self.data {

@@ -32,6 +32,9 @@ pub(crate) enum CliError {
     File { file: PathBuf, source: std::io::Error },
     #[error("{0}")]
     Usage(String),
+    /// What a role says that does not work, or why it says nothing.
+    #[error("{0}")]
+    Unhealthy(String),
     /// Roles of a simulation failed; what they said has been printed.
     #[error("{message}")]
     Roles { code: u8, message: String },
@@ -52,6 +55,8 @@ impl CliError {
             Self::Protocol { me, source } => source.exit_code(*me),
             Self::Party { me, source } => source.exit_code(*me),
             Self::Roles { code, .. } => *code,
+            // What whoever asks for health expects; the role itself would end with one of the codes above.
+            Self::Unhealthy(_) => 1,
         }
     }
 

@@ -4,7 +4,9 @@ mod compare;
 mod config;
 mod error;
 mod experiment;
+mod health;
 mod launch;
+mod passphrase;
 mod pki;
 mod progress;
 mod role;
@@ -86,6 +88,15 @@ pub(crate) enum Command {
     )]
     Align {
         /// This role's own configuration
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Ask a role that runs on this machine whether it works; exit with 0 if so, with 1 if it waits or is not there
+    #[command(
+        after_help = "Example: spnn health --config party.toml        (which has to say monitor = \"127.0.0.1:9100\")"
+    )]
+    Health {
+        /// The configuration that the role was started with
         #[arg(long)]
         config: PathBuf,
     },
@@ -268,9 +279,12 @@ pub(crate) enum Pki {
         /// Validity
         #[arg(long, default_value_t = 3650, allow_negative_numbers = true)]
         days: i64,
+        #[command(flatten)]
+        encryption: Encryption,
     },
     /// At a party: make a key that never leaves, and a request to send to the authority
-    #[command(after_help = "Example: spnn pki request --role party-0 --org Bank --out bank")]
+    #[command(after_help = "Examples:\n  spnn pki request --role party-0 --org Bank --out bank\n  \
+        spnn pki request --role party-0 --org Bank --out bank --encrypt")]
     Request {
         /// coordinator, server or party-N
         #[arg(long)]
@@ -281,6 +295,38 @@ pub(crate) enum Pki {
         /// Where
         #[arg(long, default_value = ".")]
         out: PathBuf,
+        #[command(flatten)]
+        encryption: Encryption,
+    },
+    /// At a party: make a request for a certificate that follows one with the same key; pinned fingerprints stay
+    #[command(after_help = "Example: spnn pki renew bank/party-0.pem        (then, at the authority:\n  \
+        spnn pki issue --role party-0 --request bank/party-0.csr)")]
+    Renew {
+        /// The certificate that expires or has expired
+        certificate: PathBuf,
+        /// Its private key [default: beside the certificate]
+        #[arg(long)]
+        key: Option<PathBuf>,
+        /// The passphrase of the key, if it has one [default: $SPNN_PASSPHRASE, or the terminal]
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: Option<PathBuf>,
+    },
+    /// Encrypt a private key, change its passphrase, or remove it
+    #[command(after_help = "Examples:\n  spnn pki passphrase bank/party-0.key\n  \
+        spnn pki passphrase bank/party-0.key --old today --new tomorrow\n  \
+        spnn pki passphrase bank/party-0.key --remove")]
+    Passphrase {
+        /// The private key
+        key: PathBuf,
+        /// File with the passphrase it has [default: $SPNN_PASSPHRASE, or the terminal]
+        #[arg(long, value_name = "FILE")]
+        old: Option<PathBuf>,
+        /// File with the passphrase it gets [default: the terminal]
+        #[arg(long, value_name = "FILE")]
+        new: Option<PathBuf>,
+        /// Leave the key in the clear
+        #[arg(long, conflicts_with = "new")]
+        remove: bool,
     },
     /// At the authority: make a certificate, from a request or with a new key
     #[command(after_help = "Examples:\n  spnn pki issue --role party-0 --request bank/party-0.csr\n  \
@@ -304,6 +350,11 @@ pub(crate) enum Pki {
         /// Validity
         #[arg(long, default_value_t = 365, allow_negative_numbers = true)]
         days: i64,
+        #[command(flatten)]
+        encryption: Encryption,
+        /// The passphrase of the authority's key, if it has one [default: $SPNN_PASSPHRASE, or the terminal]
+        #[arg(long, value_name = "FILE")]
+        authority_passphrase_file: Option<PathBuf>,
     },
     /// At the authority: put a certificate on the revocation list, crl.pem
     #[command(after_help = "Example: spnn pki revoke --dir pki bank/party-0.pem")]
@@ -313,6 +364,9 @@ pub(crate) enum Pki {
         dir: PathBuf,
         /// The certificate
         certificate: PathBuf,
+        /// The passphrase of the authority's key, if it has one [default: $SPNN_PASSPHRASE, or the terminal]
+        #[arg(long, value_name = "FILE")]
+        authority_passphrase_file: Option<PathBuf>,
     },
     /// Print role and fingerprint of a certificate; parties tell each other theirs by another way than this network
     #[command(after_help = "Example: spnn pki show bank/party-0.pem")]
@@ -320,6 +374,17 @@ pub(crate) enum Pki {
         /// The certificate
         certificate: PathBuf,
     },
+}
+
+/// How a key that is made is kept.
+#[derive(Args)]
+pub(crate) struct Encryption {
+    /// Encrypt the new key; its passphrase is asked for at the terminal
+    #[arg(long)]
+    pub(crate) encrypt: bool,
+    /// Encrypt the new key under the first line of a file that only you can read
+    #[arg(long, value_name = "FILE")]
+    pub(crate) passphrase_file: Option<PathBuf>,
 }
 
 /// Does what the command line says.
@@ -332,6 +397,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), CliError> {
         Command::Server(args) => role::server(&args),
         Command::Party(args) => role::party(&args),
         Command::Align { config } => role::align(config),
+        Command::Health { config } => health::run(&config),
         Command::Pki(command) => pki::run(command),
         Command::Evaluate(args) => simulate::again(&args, Task::Evaluate, &cli.log),
         Command::Predict(args) => simulate::again(&args, Task::Predict, &cli.log),

@@ -4,12 +4,15 @@ use super::config::Loaded;
 use super::progress::Console;
 use super::{CliError, RunRole, TaskName};
 use spnn::coordinator;
+use spnn::monitor::{self, Watched};
 use spnn::party::{Party, PartyOptions};
 use spnn::protocol::transport::QuicTransport;
 use spnn::protocol::{Cause, Ending, ProtocolError, Role, write_durable};
 use spnn::server::Server;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpListener;
 
 /// The coordinator.
 pub(crate) fn coordinator(args: &RunRole) -> Result<(), CliError> {
@@ -109,8 +112,21 @@ fn on_network<E: RoleError>(
             tracing::info!("asked to stop: finishing the batch");
             stop.request();
         });
+        let certificate = transport.certificate();
+        if let Some(address) = loaded.config.monitor {
+            let unusable =
+                |e: std::io::Error| ProtocolError::Listen { address: address.to_string(), reason: e.to_string() };
+            let listener = TcpListener::bind(address).await.map_err(unusable).map_err(shown)?;
+            let address = listener.local_addr().map_err(unusable).map_err(shown)?;
+            tracing::info!(%address, "health and metrics are served");
+            let (monitor, certificate) = (loaded.join.monitor.clone(), certificate.clone());
+            let certificate_expires = Arc::new(move || certificate.expires());
+            tokio::spawn(monitor::serve(listener, Watched { role: me, monitor, certificate_expires }));
+        }
+        let hang_ups = tokio::spawn(async move { asked_to_reload(|| certificate.reload()).await });
         let result = role(&mut transport).await;
         signals.abort();
+        hang_ups.abort();
         let ending = match &result {
             Ok(()) => Ending { cause: Cause::Done, culprit: me },
             Err(e) => e.told(me),
@@ -131,6 +147,16 @@ pub(super) async fn asked_to_stop() {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+    }
+}
+
+/// Does so whenever the process gets SIGHUP, as from a service manager that reloads it.
+async fn asked_to_reload(mut reload: impl FnMut()) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut hang_up) = signal(SignalKind::hangup()) else { return };
+    while hang_up.recv().await.is_some() {
+        tracing::info!("asked to read certificate, key, authority and revocation list anew");
+        reload();
     }
 }
 

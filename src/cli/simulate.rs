@@ -7,7 +7,7 @@ use super::{Again, CliError, Overrides, Simulate};
 use spnn::in_memory;
 use spnn::party::PartyOptions;
 use spnn::party::data::DataSource;
-use spnn::pki::{self, Validity};
+use spnn::pki::{self, Authority, Validity};
 use spnn::protocol::{
     Checkpoints, FirstLayerKind, JoinOptions, Role, SessionFile, SessionOverrides, Task, write_durable,
 };
@@ -243,10 +243,10 @@ const PIPE: usize = 256 << 10;
 
 /// Throw-away certificates: an authority, and a directory for each role.
 pub(super) fn make_certificates(run_dir: &Path, roles: impl Iterator<Item = Role>) -> Result<(), CliError> {
-    let authority = run_dir.join("pki");
+    let authority = Authority::in_directory(&run_dir.join("pki"));
     pki::init(&authority, "simulation", Validity::days(365))?;
     for role in roles {
-        pki::issue(&authority, &run_dir.join(role.to_string()), role, "simulation", Validity::days(365))?;
+        pki::issue(&authority, &run_dir.join(role.to_string()), role, "simulation", Validity::days(365), None)?;
     }
     Ok(())
 }

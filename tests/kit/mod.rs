@@ -288,6 +288,21 @@ impl Stage {
         let said = spnn_ok(&["pki", "issue", "--role", role, "--dir", arg(&authority), "--out", arg(&out), &days]);
         said.out.split_whitespace().last().unwrap().to_owned()
     }
+
+    /// A certificate for the key that a role has, in the place of the one before.
+    pub(crate) fn renew(&self, role: &str, days: i64) {
+        let certificate = self.path(role).join(format!("{role}.pem"));
+        spnn_ok(&["pki", "renew", arg(&certificate)]);
+        let (request, authority) = (certificate.with_extension("csr"), self.path("pki"));
+        let days = format!("--days={days}");
+        spnn_ok(&["pki", "issue", "--role", role, "--dir", arg(&authority), "--request", arg(&request), &days]);
+    }
+
+    /// The fingerprint of a role's key.
+    pub(crate) fn fingerprint(&self, role: &str) -> String {
+        let said = spnn_ok(&["pki", "show", arg(&self.path(role).join(format!("{role}.pem")))]);
+        said.out.split_whitespace().last().unwrap().to_owned()
+    }
 }
 
 /// A party's file: `id`, the label at party 0, three features.

@@ -14,7 +14,7 @@ use futures_util::stream::FuturesUnordered;
 use spnn_protocol::message::{Finish, Go, Hello, Progress, Ready, Report, Start};
 use spnn_protocol::transport::Transport;
 use spnn_protocol::{
-    Attempts, Cause, Ending, Incarnation, JoinOptions, Network, Position, ProtocolError, Receiving, Role,
+    Attempts, Cause, Ending, Incarnation, JoinOptions, Monitor, Network, Position, ProtocolError, Receiving, Role,
     SessionConfig, Step, Task, all, greet, hello, within, write_durable,
 };
 use std::collections::BTreeMap;
@@ -108,6 +108,7 @@ pub async fn run(
         };
         let Err(e) = done else {
             transport.leave(Ending { cause: Cause::Done, culprit: Role::Coordinator });
+            options.monitor.done();
             return done;
         };
         transport.leave(e.ending(Role::Coordinator));
@@ -216,6 +217,9 @@ impl Running<'_> {
         network.channels().for_each(|c| c.set_timeout(patience));
         let go = Go { rows, features };
         all(network.channels().map(|c| c.send(Step::SETUP, &go))).await?;
+        network.channels().for_each(|c| c.watch(&options.monitor));
+        options.monitor.running(incarnation);
+        options.monitor.at(resume);
 
         let schedule = session.schedule(rows);
         let (train_rows, test_rows) = match options.task {
@@ -233,7 +237,7 @@ impl Running<'_> {
         observer: &mut dyn Observer,
     ) -> Result<SessionRecord, ProtocolError> {
         let Self { session, options, started, network, reached } = self;
-        gather(session, network, &mut record, observer, reached).await?;
+        gather(session, &options.monitor, network, &mut record, observer, reached).await?;
         record.finish(started.elapsed());
         observer.finished(&record)?;
         let finished = Finished::of(session, options);
@@ -329,6 +333,7 @@ fn common_rows(shapes: &BTreeMap<Role, Ready>) -> Result<u32, ProtocolError> {
 /// Listens to all roles at once until each is done, and deals them what their first layer needs.
 async fn gather(
     session: &SessionConfig,
+    monitor: &Monitor,
     network: &mut Network,
     record: &mut SessionRecord,
     observer: &mut dyn Observer,
@@ -369,12 +374,18 @@ async fn gather(
                     continue;
                 }
                 Ok(Report::Progress(progress)) => {
-                    *reached = Some(record.position(&progress)).max(*reached);
+                    let position = record.position(&progress);
+                    *reached = Some(position).max(*reached);
+                    monitor.at(position);
+                    monitor.results(Some(progress.loss), None);
                     observer.on(&Event::Progress { epoch: record.epoch_under_way(), progress });
                 }
                 Ok(Report::EpochEnd(end)) => {
                     if let Some(epoch) = record.epoch_end(peer, end) {
-                        *reached = Some(Position { epoch: epoch.epoch + 1, batch: 0 }).max(*reached);
+                        let position = Position { epoch: epoch.epoch + 1, batch: 0 };
+                        *reached = Some(position).max(*reached);
+                        monitor.at(position);
+                        monitor.results(epoch.train_loss, epoch.test);
                         observer.on(&Event::Epoch(epoch));
                     }
                 }

@@ -110,6 +110,7 @@ impl<'a> Party<'a> {
             match attempt(transport, session, options, &mut data, attempts.patience(), &mut reached).await {
                 Ok(outcome) => {
                     transport.leave(Ending { cause: Cause::Done, culprit: transport.me() });
+                    options.join.monitor.done();
                     return Ok(outcome);
                 }
                 Err(e) => {
@@ -191,7 +192,8 @@ impl<'a> Party<'a> {
         let data: &Prepared = data;
         let Joined { network, incarnation, features, columns, schedule, resume } =
             met.ready(Some(data.shape()?)).await?;
-        let (training, state) = Training::resume::<State>(checkpoints, resume, begun, session)?;
+        let monitor = &options.join.monitor;
+        let (training, state) = Training::resume::<State>(checkpoints, resume, begun, session, monitor)?;
 
         let noise_seeds = match &state {
             Some(state) => state.noise_seeds,

@@ -80,6 +80,7 @@ impl Party<'_> {
             let model = |source| ProtocolError::Model { step, source };
             let Self { network, gathered, weights, .. } = self;
             first_layer.forward(network, step, gathered.rows(), gathered.x(n), weights.view()).await?;
+            self.options.join.monitor.rows_done(n);
             let Some(head) = &mut self.head else { continue };
             head.receive(&mut self.network, step, n).await?;
             let z = head.z.slice(s![..n, ..]);

@@ -54,7 +54,7 @@ impl Party<'_> {
         }
         while let Some(batch) = batches.next() {
             let checkpoint = self.train_batch(first_layer, batch).await?;
-            self.training.batch_done();
+            self.training.batch_done(batch.rows);
             if checkpoint {
                 self.checkpoint()?;
             }

@@ -4,7 +4,8 @@ use crate::error::{Ending, ProtocolError, kind_in_step};
 use crate::message::{
     CONTROL_BYTES_MAX, CodecError, Control, HEADER_BYTES, Header, Kind, decode_control, encode_control,
 };
-use crate::{Role, Step};
+use crate::monitor::Traffic;
+use crate::{Monitor, Role, Step};
 use futures_util::future::BoxFuture;
 use ndarray::{ArrayView2, ArrayViewMut2};
 use spnn_crypto::PairKey;
@@ -52,6 +53,7 @@ pub struct Channel {
     reader: Reader,
     writer: Writer,
     sent: BTreeMap<Kind, u64>,
+    watched: Option<Arc<Traffic>>,
 }
 
 /// The half of a channel that sends.
@@ -59,12 +61,14 @@ pub struct Sending<'a> {
     end: &'a End,
     writer: &'a mut Writer,
     sent: &'a mut BTreeMap<Kind, u64>,
+    watched: Option<&'a Traffic>,
 }
 
 /// The half of a channel that receives.
 pub struct Receiving<'a> {
     end: &'a End,
     reader: &'a mut Reader,
+    watched: Option<&'a Traffic>,
 }
 
 /// The other end, and how long it may take.
@@ -78,7 +82,7 @@ impl Channel {
     /// A channel over a byte stream whose other end is known to be `peer`.
     #[must_use]
     pub fn new(peer: Role, link: Arc<dyn Link>, reader: Reader, writer: Writer, timeout: Duration) -> Self {
-        Self { end: End { peer, link, timeout }, reader, writer, sent: BTreeMap::new() }
+        Self { end: End { peer, link, timeout }, reader, writer, sent: BTreeMap::new(), watched: None }
     }
 
     /// Who is at the other end.
@@ -98,6 +102,13 @@ impl Channel {
         self.end.timeout = timeout;
     }
 
+    /// Counts what goes and comes for `monitor`, and what was sent before.
+    pub fn watch(&mut self, monitor: &Monitor) {
+        let traffic = monitor.traffic(self.end.peer);
+        self.sent.iter().for_each(|(kind, bytes)| traffic.sent(*kind, *bytes));
+        self.watched = Some(traffic);
+    }
+
     /// Application bytes sent so far, by kind, headers included.
     #[must_use]
     pub fn sent(&self) -> &BTreeMap<Kind, u64> {
@@ -114,8 +125,9 @@ impl Channel {
     /// Both halves, to send and receive at once: where both peers speak first, sending before receiving would hang as
     /// soon as a message outgrows the buffers between them.
     pub fn split(&mut self) -> (Sending<'_>, Receiving<'_>) {
-        let Self { end, reader, writer, sent } = self;
-        (Sending { end, writer, sent }, Receiving { end, reader })
+        let Self { end, reader, writer, sent, watched } = self;
+        let watched = watched.as_deref();
+        (Sending { end, writer, sent, watched }, Receiving { end, reader, watched })
     }
 
     fn sending(&mut self) -> Sending<'_> {
@@ -300,7 +312,7 @@ impl Sending<'_> {
 
     async fn send_framed(&mut self, header: Header, body: &[u8]) -> Result<(), ProtocolError> {
         let Header { kind, step, .. } = header;
-        let Self { end, writer, sent } = self;
+        let Self { end, writer, sent, watched } = self;
         let writing = async {
             writer.write_all(&header.encode()).await?;
             writer.write_all(body).await?;
@@ -313,7 +325,11 @@ impl Sending<'_> {
             Ok(Err(e)) => return Err(end.gone(step, &e).await),
             Ok(Ok(())) => {}
         }
-        *sent.entry(kind).or_default() += (HEADER_BYTES + body.len()) as u64;
+        let bytes = (HEADER_BYTES + body.len()) as u64;
+        *sent.entry(kind).or_default() += bytes;
+        if let Some(traffic) = watched {
+            traffic.sent(kind, bytes);
+        }
         trace!(to = %end.peer, "sent {}", kind_in_step(kind, step));
         Ok(())
     }
@@ -427,7 +443,12 @@ impl Receiving<'_> {
         match tokio::time::timeout(self.end.timeout, self.reader.read_exact(out)).await {
             Err(_) => Err(self.end.timed_out(step, kind_in_step(kind, step)).await),
             Ok(Err(e)) => Err(self.end.gone(step, &e).await),
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(_)) => {
+                if let Some(traffic) = self.watched {
+                    traffic.received(out.len() as u64);
+                }
+                Ok(())
+            }
         }
     }
 }

@@ -1,79 +1,199 @@
 //! Who a role is: its certificate, its key, and the authority it trusts.
 
+use crate::key_file::{KeyFile, PassphraseSource, pem_problem, problem};
+use crate::verifier::Naming;
 use crate::{ProtocolError, Role};
 use rustls::client::WebPkiServerVerifier;
-use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use std::time::{SystemTime, UNIX_EPOCH};
+use x509_parser::prelude::{ASN1Time, FromDer, GeneralName, X509Certificate};
+use zeroize::Zeroizing;
 
 /// SHA-256 of a certificate's public key: what parties pin of each other. It survives renewal with the same key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Fingerprint([u8; 32]);
 
+/// Where a role's identity is kept: PEM files.
+#[derive(Clone, Debug)]
+pub struct IdentityFiles {
+    /// The certificate, and what it takes to lead from it to the authority.
+    pub certificate: PathBuf,
+    /// Its private key, perhaps encrypted.
+    pub key: PathBuf,
+    /// The authority's certificate.
+    pub authority: PathBuf,
+    /// The authority's revocation list: peers whose certificates are on it are refused.
+    pub revoked: Option<PathBuf>,
+    /// Where the passphrase of an encrypted key comes from.
+    pub passphrase: PassphraseSource,
+}
+
+impl IdentityFiles {
+    /// A key in the clear, and no revocation list.
+    #[must_use]
+    pub fn new(certificate: &Path, key: &Path, authority: &Path) -> Self {
+        Self {
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+            authority: authority.to_owned(),
+            revoked: None,
+            passphrase: PassphraseSource::Nowhere,
+        }
+    }
+}
+
 /// The certificate, key and authority of one role.
 #[derive(Clone)]
 pub struct Identity {
     role: Role,
     fingerprint: Fingerprint,
+    validity: Validity,
     chain: Vec<CertificateDer<'static>>,
-    key: Arc<PrivateKeyDer<'static>>,
+    key: Arc<Zeroizing<PrivateKeyDer<'static>>>,
     roots: Arc<RootCertStore>,
     /// What the authority has revoked, if it says so.
     revoked: Vec<CertificateRevocationListDer<'static>>,
-    file: PathBuf,
+    files: IdentityFiles,
+    /// Of what the files held.
+    digests: Digests,
 }
 
+/// SHA-256 of what was read, to notice that it has changed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Digests {
+    key: [u8; 32],
+    rest: [u8; 32],
+}
+
+/// Seconds since 1970 between which a certificate is good.
+#[derive(Clone, Copy)]
+struct Validity {
+    from: i64,
+    to: i64,
+}
+
+/// A certificate that expires within so many days is worth a warning.
+const WARN_DAYS: i64 = 30;
+const DAY_S: i64 = 24 * 3600;
+/// Far more than certificates take, and room for long revocation lists.
+const FILE_BYTES_MAX: u64 = 4 << 20;
+
 impl Identity {
-    /// Reads certificate chain, private key and authority from PEM files. The role follows from the certificate.
+    /// Reads certificate chain, private key and authority, and the revocation list if there is one. The role follows
+    /// from the certificate.
     ///
     /// # Errors
-    /// [`ProtocolError::Identity`] naming the file: unreadable, malformed, a key file that others can read, a key that
-    /// is not the certificate's, or a certificate that names no role.
-    pub fn load(certificate: &Path, key: &Path, authority: &Path) -> Result<Self, ProtocolError> {
-        let chain = read_certificates(certificate)?;
-        refuse_open_key_file(key)?;
-        let private = PrivateKeyDer::from_pem_file(key).map_err(|e| pem_problem(key, &e))?;
+    /// [`ProtocolError::Identity`] naming the file: unreadable, malformed, a key file that others can read, a wrong
+    /// passphrase, a key that is not the certificate's, a certificate that names no role or has expired.
+    pub fn load(files: IdentityFiles) -> Result<Self, ProtocolError> {
+        let identity = Self::read(files, None)?;
+        identity.check_validity(now())?;
+        Ok(identity)
+    }
+
+    /// What the files hold now, or nothing if that is what they held before.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); a certificate of another role.
+    pub(crate) fn reread(&self) -> Result<Option<Self>, ProtocolError> {
+        let identity = Self::read(self.files.clone(), Some(self))?;
+        if identity.digests == self.digests {
+            return Ok(None);
+        }
+        if identity.role != self.role {
+            let reason = format!("this certificate is that of {}; expected one of {}", identity.role, self.role);
+            return Err(problem(&self.files.certificate, &reason));
+        }
+        identity.check_validity(now())?;
+        Ok(Some(identity))
+    }
+
+    /// Reads the files. A key that has not changed since `earlier` is not decrypted again.
+    pub(crate) fn read(files: IdentityFiles, earlier: Option<&Self>) -> Result<Self, ProtocolError> {
+        let IdentityFiles { certificate, key, authority, revoked, passphrase } = &files;
+        let certificate_pem = read_public(certificate)?;
+        let key_pem = KeyFile::read_pem(key)?;
+        let authority_pem = read_public(authority)?;
+        let revoked_pem = revoked.as_deref().map(read_public).transpose()?;
+
+        let mut rest = Sha256::new();
+        for part in [Some(&certificate_pem), Some(&authority_pem), revoked_pem.as_ref()].into_iter().flatten() {
+            rest.update((part.len() as u64).to_le_bytes());
+            rest.update(part.as_slice());
+        }
+        let digests = Digests { key: Sha256::digest(&key_pem).into(), rest: rest.finalize().into() };
+        if let Some(earlier) = earlier.filter(|e| e.digests == digests) {
+            return Ok(earlier.clone());
+        }
+
+        let chain = certificates(certificate, &certificate_pem)?;
+        let private = match earlier.filter(|e| e.digests.key == digests.key) {
+            Some(earlier) => Arc::clone(&earlier.key),
+            None => {
+                let parsed = KeyFile::parse(key, &key_pem)?;
+                let passphrase = if parsed.is_encrypted() { passphrase.passphrase()? } else { None };
+                Arc::new(parsed.decrypt(key, passphrase.as_deref())?)
+            }
+        };
         let mut roots = RootCertStore::empty();
-        for root in read_certificates(authority)? {
+        for root in certificates(authority, &authority_pem)? {
             roots.add(root).map_err(|e| problem(authority, &e))?;
         }
+        let lists = match (revoked, &revoked_pem) {
+            (Some(file), Some(pem)) => revocation_lists(file, pem)?,
+            _ => Vec::new(),
+        };
         let leaf = chain.first().ok_or_else(|| problem(certificate, &"holds no certificate"))?;
         let (role, fingerprint) = role_and_fingerprint(leaf).map_err(|e| problem(certificate, &e))?;
-        let identity = Self {
-            role,
-            fingerprint,
-            chain,
-            key: Arc::new(private),
-            roots: Arc::new(roots),
-            revoked: Vec::new(),
-            file: certificate.to_owned(),
-        };
+        let validity = validity(leaf).map_err(|e| problem(certificate, &e))?;
+        let roots = Arc::new(roots);
+        let identity = Self { role, fingerprint, validity, chain, key: private, roots, revoked: lists, files, digests };
         identity.client_config(&[])?;
         Ok(identity)
     }
 
-    /// The same, refusing peers whose certificates are on the authority's revocation list, a PEM file.
-    ///
-    /// # Errors
-    /// [`ProtocolError::Identity`] naming the file if it cannot be read or holds no list.
-    pub fn refusing(mut self, revoked: &Path) -> Result<Self, ProtocolError> {
-        let lists = CertificateRevocationListDer::pem_file_iter(revoked);
-        self.revoked = lists.and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(|e| pem_problem(revoked, &e))?;
-        if self.revoked.is_empty() {
-            return Err(problem(revoked, &"holds no revocation list"));
+    /// Refuses a certificate that no peer would accept.
+    fn check_validity(&self, now: i64) -> Result<(), ProtocolError> {
+        let (role, Validity { from, to }) = (self.role, self.validity);
+        let reason = if now > to {
+            format!(
+                "this certificate expired on {}; make a request for a new one with the same key (spnn pki renew), let the \
+                 authority sign it (spnn pki issue --role {role} --request {role}.csr), and put the new one in this place",
+                date(to)
+            )
+        } else if now < from {
+            format!("this certificate is good from {} only; is the clock of this machine right?", date(from))
+        } else {
+            return Ok(());
+        };
+        Err(problem(&self.files.certificate, &reason))
+    }
+
+    /// Says so in the log if the certificate expires soon.
+    pub(crate) fn warn_if_expiring(&self) {
+        let days = (self.validity.to - now()) / DAY_S;
+        if days <= WARN_DAYS {
+            let (role, file) = (self.role, self.files.certificate.display());
+            tracing::warn!(%role, %file, days, "the certificate expires on {}; renew it", date(self.validity.to));
         }
-        self.file = revoked.to_owned();
-        self.client_config(&[])?;
-        Ok(self)
+    }
+
+    /// When the certificate expires, in seconds since 1970.
+    #[must_use]
+    pub fn expires(&self) -> i64 {
+        self.validity.to
     }
 
     /// The role that the certificate gives.
@@ -94,13 +214,13 @@ impl Identity {
             .with_crls(self.revoked.clone())
             .only_check_end_entity_revocation()
             .build()
-            .map_err(|e| problem(&self.file, &e))?;
+            .map_err(|e| problem(&self.files.certificate, &e))?;
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(|e| problem(&self.file, &e))?
+            .map_err(|e| problem(&self.files.certificate, &e))?
             .with_webpki_verifier(verifier)
             .with_client_auth_cert(self.chain.clone(), self.key.clone_key())
-            .map_err(|e| problem(&self.file, &e))?;
+            .map_err(|e| problem(&self.files.certificate, &e))?;
         config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
         // A resumed session would take its identity from an old ticket, and early data can be replayed.
         config.resumption = rustls::client::Resumption::disabled();
@@ -113,13 +233,13 @@ impl Identity {
             .with_crls(self.revoked.clone())
             .only_check_end_entity_revocation()
             .build()
-            .map_err(|e| problem(&self.file, &e))?;
+            .map_err(|e| problem(&self.files.certificate, &e))?;
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(|e| problem(&self.file, &e))?
-            .with_client_cert_verifier(verifier)
+            .map_err(|e| problem(&self.files.certificate, &e))?
+            .with_client_cert_verifier(Arc::new(Naming(verifier)))
             .with_single_cert(self.chain.clone(), self.key.clone_key())
-            .map_err(|e| problem(&self.file, &e))?;
+            .map_err(|e| problem(&self.files.certificate, &e))?;
         config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
         config.send_tls13_tickets = 0;
         config.max_early_data_size = 0;
@@ -138,7 +258,7 @@ impl fmt::Debug for Identity {
 /// # Errors
 /// [`ProtocolError::Identity`] naming the file.
 pub fn inspect_certificate(file: &Path) -> Result<(Role, Fingerprint), ProtocolError> {
-    let chain = read_certificates(file)?;
+    let chain = certificates(file, &read_public(file)?)?;
     let leaf = chain.first().ok_or_else(|| problem(file, &"holds no certificate"))?;
     role_and_fingerprint(leaf).map_err(|e| problem(file, &e))
 }
@@ -157,7 +277,7 @@ pub(crate) fn role_and_fingerprint(certificate: &CertificateDer<'_>) -> Result<(
     };
     let role = Role::from_certificate_name(name)
         .ok_or_else(|| format!("the certificate's name '{name}' is no role: expected for example party-0.spnn"))?;
-    Ok((role, Fingerprint(Sha256::digest(parsed.public_key().raw).into())))
+    Ok((role, Fingerprint::of_public_key(parsed.public_key().raw)))
 }
 
 /// Ring's algorithms, AES-128-GCM first: 128-bit security is the level of everything here, and it is the fastest.
@@ -167,40 +287,44 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(provider)
 }
 
-fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, ProtocolError> {
-    CertificateDer::pem_file_iter(file)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|e| pem_problem(file, &e))
-}
-
-/// A private key that others on the machine can read is no longer private.
-#[cfg(unix)]
-fn refuse_open_key_file(file: &Path) -> Result<(), ProtocolError> {
-    use std::os::unix::fs::PermissionsExt;
-    let mode = std::fs::metadata(file).map_err(|e| problem(file, &e))?.permissions().mode() & 0o777;
-    if mode & 0o077 != 0 {
-        let reason = format!("others can read this private key (mode {mode:03o}); run: chmod 600 {}", file.display());
-        return Err(problem(file, &reason));
+fn read_public(file: &Path) -> Result<Vec<u8>, ProtocolError> {
+    let mut bytes = Vec::new();
+    let limited = File::open(file).map(|f| f.take(FILE_BYTES_MAX + 1));
+    limited.and_then(|mut f| f.read_to_end(&mut bytes)).map_err(|e| problem(file, &e))?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(problem(file, &format!("longer than {FILE_BYTES_MAX} bytes")));
     }
-    Ok(())
+    Ok(bytes)
 }
 
-#[cfg(not(unix))]
-fn refuse_open_key_file(_file: &Path) -> Result<(), ProtocolError> {
-    Ok(())
+fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, ProtocolError> {
+    let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
+    certificates.map_err(|e| pem_problem(file, &e))
 }
 
-/// Without the bytes of the file that the error would show as a list of numbers.
-fn pem_problem(file: &Path, error: &pem::Error) -> ProtocolError {
-    match error {
-        pem::Error::MissingSectionEnd { .. } => problem(file, &"a section that begins has no end"),
-        pem::Error::IllegalSectionStart { .. } => problem(file, &"a line that begins a section is malformed"),
-        other => problem(file, other),
+fn revocation_lists(file: &Path, pem: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, ProtocolError> {
+    let lists = CertificateRevocationListDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
+    let lists = lists.map_err(|e| pem_problem(file, &e))?;
+    if lists.is_empty() {
+        return Err(problem(file, &"holds no revocation list"));
     }
+    Ok(lists)
 }
 
-fn problem(file: &Path, reason: &dyn fmt::Display) -> ProtocolError {
-    ProtocolError::Identity { file: file.to_owned(), reason: reason.to_string() }
+fn validity(certificate: &CertificateDer<'_>) -> Result<Validity, String> {
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|e| format!("malformed certificate: {e}"))?;
+    let validity = parsed.validity();
+    Ok(Validity { from: validity.not_before.timestamp(), to: validity.not_after.timestamp() })
+}
+
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// A time as people read it.
+fn date(seconds: i64) -> String {
+    ASN1Time::from_timestamp(seconds).map_or_else(|_| format!("second {seconds} since 1970"), |t| t.to_string())
 }
 
 impl fmt::Display for Fingerprint {
@@ -227,6 +351,14 @@ impl TryFrom<String> for Fingerprint {
 
     fn try_from(text: String) -> Result<Self, String> {
         text.parse()
+    }
+}
+
+impl Fingerprint {
+    /// Of a public key: `SubjectPublicKeyInfo` in DER.
+    #[must_use]
+    pub fn of_public_key(der: &[u8]) -> Self {
+        Self(Sha256::digest(der).into())
     }
 }
 

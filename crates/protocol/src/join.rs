@@ -16,7 +16,7 @@ use crate::channel::{Channel, LAST_WORDS};
 use crate::incarnation::Incarnation;
 use crate::message::{Go, Hello, IdDigest, Ready, Start, Task};
 use crate::transport::Transport;
-use crate::{FirstLayerKind, Network, Position, ProtocolError, Role, Schedule, SessionConfig, Step, Stop};
+use crate::{FirstLayerKind, Monitor, Network, Position, ProtocolError, Role, Schedule, SessionConfig, Step, Stop};
 use spnn_crypto::SecretRng;
 use std::future::Future;
 use std::ops::Range;
@@ -41,6 +41,8 @@ pub struct JoinOptions {
     pub checkpoint_every: Duration,
     /// Asks the role to stop.
     pub stop: Stop,
+    /// What the role says of itself to whoever watches the process.
+    pub monitor: Monitor,
     /// Whether a first layer that protects nothing may be run.
     pub allow_unprotected: bool,
 }
@@ -57,6 +59,7 @@ impl JoinOptions {
             rejoin_timeout: Duration::ZERO,
             checkpoint_every: Duration::from_secs(10),
             stop: Stop::default(),
+            monitor: Monitor::default(),
             allow_unprotected: false,
         }
     }
@@ -228,8 +231,10 @@ impl Met<'_> {
             // The server waits for parties and parties for the server: it gets a moment more, to say who is gone.
             let more = if channel.peer() == Role::Server { 2 * LAST_WORDS } else { Duration::ZERO };
             channel.set_timeout(options.peer_timeout + more);
+            channel.watch(&options.monitor);
         }
         let schedule = session.schedule(go.rows);
+        options.monitor.running(incarnation);
         Ok(Joined { network, incarnation, features, columns, schedule, resume })
     }
 }

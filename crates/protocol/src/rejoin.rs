@@ -1,6 +1,6 @@
 //! Whether a role whose session was interrupted comes back to it, and how long it tries.
 
-use crate::{JoinOptions, Position, ProtocolError};
+use crate::{JoinOptions, Monitor, Position, ProtocolError};
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -14,6 +14,7 @@ pub struct Attempts {
     interrupted: Option<ProtocolError>,
     pause: Duration,
     reached: Option<Position>,
+    monitor: Monitor,
 }
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -29,6 +30,7 @@ impl Attempts {
             interrupted: None,
             pause: PAUSE_MIN,
             reached: None,
+            monitor: options.monitor.clone(),
         }
     }
 
@@ -50,6 +52,7 @@ impl Attempts {
                 _ => error,
             });
         }
+        self.monitor.interrupted(&error);
         if self.interrupted.is_none() || reached > self.reached {
             self.deadline = Instant::now() + self.rejoin_timeout;
             self.pause = PAUSE_MIN;

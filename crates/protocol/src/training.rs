@@ -4,7 +4,7 @@
 use crate::checkpoint::Checkpoints;
 use crate::message::{EpochEnd, Report};
 use crate::{
-    Batch, Cause, Ending, Meter, Network, Phase, Position, ProtocolError, Role, Schedule, SessionConfig, Step,
+    Batch, Cause, Ending, Meter, Monitor, Network, Phase, Position, ProtocolError, Role, Schedule, SessionConfig, Step,
 };
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -23,6 +23,7 @@ pub struct Training {
     kept: Instant,
     since: u32,
     epochs: u32,
+    monitor: Monitor,
 }
 
 /// What a role that has trained everything reported last, if `error` says that the coordinator knows all roles to be done:
@@ -66,14 +67,18 @@ impl Training {
         position: Position,
         begun: bool,
         session: &SessionConfig,
+        monitor: &Monitor,
     ) -> Result<(Self, Option<S>), ProtocolError> {
         let epochs = session.train.epochs;
+        let monitor = monitor.clone();
+        monitor.at(position);
         let saved = if begun { Some(checkpoints.resume::<Checkpoint<S>>(position)?) } else { None };
         let (ended, before, state) = match saved {
             Some(Checkpoint { ended, under_way, state }) => (ended, under_way, Some(state)),
             None => (Vec::new(), EpochEnd::default(), None),
         };
-        Ok((Self { position, ended, before, meter: None, checkpoints, kept: Instant::now(), since: 0, epochs }, state))
+        let kept = Instant::now();
+        Ok((Self { position, ended, before, meter: None, checkpoints, kept, since: 0, epochs, monitor }, state))
     }
 
     /// Where training is.
@@ -134,10 +139,12 @@ impl Training {
         self.since > 0 && self.kept.elapsed() >= every
     }
 
-    /// The batch is done: this role's weights and its position belong together again.
-    pub fn batch_done(&mut self) {
+    /// The batch of so many rows is done: this role's weights and its position belong together again.
+    pub fn batch_done(&mut self, rows: usize) {
         self.position.batch += 1;
         self.since += 1;
+        self.monitor.at(self.position);
+        self.monitor.rows_done(rows);
     }
 
     /// All batches of the epoch are done: what they took, over all starts of the session.
@@ -152,6 +159,7 @@ impl Training {
         with(&mut end);
         self.ended.push(end.clone());
         self.position = Position { epoch: self.position.epoch + 1, batch: 0 };
+        self.monitor.at(self.position);
         end
     }
 
@@ -162,6 +170,7 @@ impl Training {
     pub fn checkpoint<S: Serialize>(&mut self, network: &Network, state: S) -> Result<(), ProtocolError> {
         let (ended, under_way) = (self.ended.clone(), self.under_way(network));
         (self.kept, self.since) = (Instant::now(), 0);
+        self.monitor.checkpoint();
         self.checkpoints.begin(self.position, &Checkpoint { ended, under_way, state })
     }
 

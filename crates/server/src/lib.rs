@@ -86,6 +86,7 @@ impl<'a> Server<'a> {
             match self.attempt(transport, attempts.patience(), &mut reached).await {
                 Ok(()) => {
                     transport.leave(Ending { cause: Cause::Done, culprit: Role::Server });
+                    self.options.monitor.done();
                     return Ok(());
                 }
                 Err(e) => {
@@ -145,7 +146,7 @@ impl<'a> Running<'a> {
         let held = if options.task == Task::Train { checkpoints.positions()? } else { Vec::new() };
         let begun = !held.is_empty();
         let Joined { network, incarnation, schedule, resume, .. } = joining.meet(held).await?.ready(None).await?;
-        let (training, state) = Training::resume::<State>(checkpoints, resume, begun, session)?;
+        let (training, state) = Training::resume::<State>(checkpoints, resume, begun, session, &options.monitor)?;
         let noise_seed = match &state {
             Some(state) => state.noise_seed,
             None => SecretRng::from_system()?.bytes32(),

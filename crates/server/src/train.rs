@@ -20,7 +20,7 @@ impl Running<'_> {
         while let Some(epoch) = self.training.epoch() {
             for batch in self.training.begin_epoch(&self.schedule, &self.network) {
                 let checkpoint = self.train_batch(first_layer, batch, &mut grad_z).await?;
-                self.training.batch_done();
+                self.training.batch_done(batch.rows);
                 if checkpoint {
                     self.checkpoint()?;
                 }
@@ -84,6 +84,7 @@ impl Running<'_> {
             let h1 = first_layer.open(&mut self.network, step, rows).await?;
             let z = self.model.forward(h1, Mode::Evaluate).map_err(|source| ProtocolError::Model { step, source })?;
             self.network.send_tensor(self.session.label_role(), Kind::HiddenOutput, step, z).await?;
+            self.options.monitor.rows_done(rows);
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ mod quic;
 mod relay;
 
 pub use memory::{MemoryNetwork, MemoryTransport};
-pub use quic::{Congestion, QuicOptions, QuicTransport, TransportTuning};
+pub use quic::{Congestion, OwnCertificate, QuicOptions, QuicTransport, TransportTuning};
 
 use crate::{Channel, Ending, ProtocolError, Role};
 use async_trait::async_trait;

@@ -149,6 +149,7 @@ impl Link for RelayLink {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::IdentityFiles;
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
     use std::path::Path;
     use tokio::io::{AsyncReadExt, DuplexStream};
@@ -173,7 +174,7 @@ mod tests {
                 use std::os::unix::fs::PermissionsExt;
                 std::fs::set_permissions(&private, std::fs::Permissions::from_mode(0o600)).unwrap();
             }
-            Identity::load(&pem, &private, &authority).unwrap()
+            Identity::load(IdentityFiles::new(&pem, &private, &authority)).unwrap()
         })
     }
 

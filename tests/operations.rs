@@ -1,0 +1,89 @@
+//! docs/operations.md from nothing to the first prediction, word for word.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::net::{TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The shell blocks of the first section, each with the word after `sh`.
+fn blocks() -> Vec<(String, String)> {
+    let text = include_str!("../docs/operations.md");
+    let section =
+        text.split("\n## From nothing to the first prediction\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    let block = |block: &str| {
+        let (kind, rest) = block.split_once('\n').unwrap();
+        (kind.trim().to_owned(), rest.split("```").next().unwrap().to_owned())
+    };
+    section.split("```sh").skip(1).map(block).collect()
+}
+
+/// The documented ports may be taken on the machine that runs the tests.
+fn with_free_ports(script: &str) -> String {
+    let udp = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+    let tcp = [(); 5].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let documented = ["7000", "7001", "9100", "9101", "9102", "9103", "9104"];
+    let free = udp.iter().map(|s| s.local_addr()).chain(tcp.iter().map(|s| s.local_addr()));
+    documented.iter().zip(free).fold(script.to_owned(), |script, (port, address)| {
+        script.replace(&format!("127.0.0.1:{port}"), &address.unwrap().to_string())
+    })
+}
+
+fn shell(script: &str, directory: &Path) -> Command {
+    let program = PathBuf::from(env!("CARGO_BIN_EXE_spnn"));
+    let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let mut command = Command::new("bash");
+    command
+        .args(["-euc", script])
+        .current_dir(directory)
+        .env("PATH", path)
+        .env("SPNN_SOURCE", env!("CARGO_MANIFEST_DIR"))
+        .env_remove("SPNN_PASSPHRASE");
+    command
+}
+
+/// Runs all lines at once; each must end well.
+fn together(lines: &str, directory: &Path) {
+    let lines: Vec<&str> = lines.lines().filter(|l| !l.is_empty()).collect();
+    assert_eq!(lines.len(), 5);
+    let running: Vec<_> = lines.iter().map(|line| shell(line, directory).spawn().unwrap()).collect();
+    for (line, mut child) in lines.iter().zip(running) {
+        assert!(child.wait().unwrap().success(), "{line}");
+    }
+}
+
+#[test]
+fn from_nothing_to_the_first_prediction() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    let blocks = blocks();
+    let all = with_free_ports(&blocks.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("\u{0}"));
+    for ((kind, _), text) in blocks.iter().zip(all.split('\u{0}')) {
+        match kind.as_str() {
+            "" => assert!(shell(text, root).status().unwrap().success(), "{text}"),
+            "run" => {
+                together(text, root);
+                let report = fs::read_to_string(root.join("operator/coordinator/report.json")).unwrap();
+                let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+                assert!(report["test"]["auc"].as_f64().unwrap() >= 0.97, "{}", report["test"]);
+            }
+            "predict" => together(text, root),
+            other => panic!("a block of sort '{other}'"),
+        }
+    }
+    let scores = fs::read_to_string(root.join("clinic/scores.csv")).unwrap();
+    assert_eq!(scores.lines().count(), 21, "{scores}");
+    for elsewhere in ["operator", "laboratory", "registry"] {
+        assert!(!root.join(elsewhere).join("scores.csv").exists());
+    }
+    // What was carried left every key where it was made, and encrypted.
+    for (directory, key) in [("clinic", "party-0"), ("laboratory", "party-1"), ("registry", "party-2")] {
+        let key = format!("{key}.key");
+        let text = fs::read_to_string(root.join(directory).join(&key)).unwrap();
+        assert!(text.starts_with("-----BEGIN ENCRYPTED PRIVATE KEY-----"));
+        for elsewhere in ["operator", "operator/requests", "clinic", "laboratory", "registry"] {
+            assert!(elsewhere == directory || !root.join(elsewhere).join(&key).exists(), "{key} at {elsewhere}");
+        }
+    }
+}
