@@ -367,7 +367,7 @@ fn a_coordinator_that_dies_is_named() {
 
 #[test]
 fn every_help_ends_with_an_example() {
-    let commands: [&[&str]; 14] = [
+    let commands: [&[&str]; 18] = [
         &[],
         &["simulate"],
         &["pooled"],
@@ -379,6 +379,10 @@ fn every_help_ends_with_an_example() {
         &["pki", "issue"],
         &["pki", "revoke"],
         &["pki", "show"],
+        &["contract", "new"],
+        &["contract", "sign"],
+        &["contract", "verify"],
+        &["contract", "show"],
         &["evaluate"],
         &["experiment"],
         &["predict"],

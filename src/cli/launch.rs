@@ -153,6 +153,8 @@ fn config(launch: &Launch<'_>, role: Role) -> RoleConfig {
         key: format!("{role}.key").into(),
         authority: "../pki/ca.pem".into(),
         revoked: None,
+        require_contract: false,
+        signatures: None,
         directory: ".".into(),
         listen: None,
         coordinator: None,

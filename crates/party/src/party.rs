@@ -8,6 +8,7 @@ use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 use spnn_crypto::SecretRng;
 use spnn_nn::{LabelHead, Optimizer, OptimizerState, Parameter, first_layer_weights};
+use spnn_protocol::contract::ContractTerms;
 use spnn_protocol::first_layer::party_side;
 use spnn_protocol::message::{Done, Finish, Metrics, Report, Task};
 use spnn_protocol::transport::Transport;
@@ -333,6 +334,9 @@ async fn attempt(
 /// The party's file, checked and scaled.
 fn read_data(me: Role, session: &SessionConfig, options: &PartyOptions) -> Result<Prepared, PartyError> {
     let JoinOptions { task, directory, .. } = &options.join;
+    if let Some(terms) = &session.contract {
+        check_columns(terms, me, me == session.label_role(), *task, &options.data)?;
+    }
     let mut data = Prepared::read_as(&options.data, me == session.label_role(), *task != Task::Predict)?;
     let shape = data.shape()?;
     info!(shape.rows, shape.features, "read {}", options.data.file.display());
@@ -349,6 +353,31 @@ fn read_data(me: Role, session: &SessionConfig, options: &PartyOptions) -> Resul
     };
     data.scale(standardizer, &session.preparation)?;
     Ok(data)
+}
+
+/// Before anything of the data is read: a party computes on the columns that it has signed for, and no others.
+///
+/// # Errors
+/// [`ContractError`](spnn_protocol::contract::ContractError) naming the columns, or [`DataError`](data::DataError).
+pub fn check_columns(
+    terms: &ContractTerms,
+    me: Role,
+    is_label_holder: bool,
+    task: Task,
+    source: &DataSource,
+) -> Result<(), PartyError> {
+    let mut source = source.clone();
+    if is_label_holder && (task != Task::Predict || source.label.is_some()) {
+        terms.check_label(source.label.as_deref()).map_err(ProtocolError::from)?;
+    }
+    // Rows to predict need not have labels; where they are there, they are no feature.
+    if let Some(label) = &source.label
+        && !data::read_columns(&source)?.contains(label)
+    {
+        source.label = None;
+    }
+    let columns = data::feature_columns(&source)?;
+    Ok(terms.check_columns(me, &columns).map_err(ProtocolError::from)?)
 }
 
 impl Head {

@@ -1,11 +1,12 @@
 //! Who a role is: its certificate, its key, and the authority it trusts.
 
+use crate::authority::Authority;
 use crate::{ProtocolError, Role};
 use rustls::client::WebPkiServerVerifier;
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fmt;
@@ -26,9 +27,7 @@ pub struct Identity {
     fingerprint: Fingerprint,
     chain: Vec<CertificateDer<'static>>,
     key: Arc<PrivateKeyDer<'static>>,
-    roots: Arc<RootCertStore>,
-    /// What the authority has revoked, if it says so.
-    revoked: Vec<CertificateRevocationListDer<'static>>,
+    authority: Authority,
     file: PathBuf,
 }
 
@@ -42,21 +41,11 @@ impl Identity {
         let chain = read_certificates(certificate)?;
         refuse_open_key_file(key)?;
         let private = PrivateKeyDer::from_pem_file(key).map_err(|e| pem_problem(key, &e))?;
-        let mut roots = RootCertStore::empty();
-        for root in read_certificates(authority)? {
-            roots.add(root).map_err(|e| problem(authority, &e))?;
-        }
+        let authority = Authority::load(authority)?;
         let leaf = chain.first().ok_or_else(|| problem(certificate, &"holds no certificate"))?;
         let (role, fingerprint) = role_and_fingerprint(leaf).map_err(|e| problem(certificate, &e))?;
-        let identity = Self {
-            role,
-            fingerprint,
-            chain,
-            key: Arc::new(private),
-            roots: Arc::new(roots),
-            revoked: Vec::new(),
-            file: certificate.to_owned(),
-        };
+        let identity =
+            Self { role, fingerprint, chain, key: Arc::new(private), authority, file: certificate.to_owned() };
         identity.client_config(&[])?;
         Ok(identity)
     }
@@ -66,11 +55,7 @@ impl Identity {
     /// # Errors
     /// [`ProtocolError::Identity`] naming the file if it cannot be read or holds no list.
     pub fn refusing(mut self, revoked: &Path) -> Result<Self, ProtocolError> {
-        let lists = CertificateRevocationListDer::pem_file_iter(revoked);
-        self.revoked = lists.and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(|e| pem_problem(revoked, &e))?;
-        if self.revoked.is_empty() {
-            return Err(problem(revoked, &"holds no revocation list"));
-        }
+        self.authority = self.authority.refusing(revoked)?;
         self.file = revoked.to_owned();
         self.client_config(&[])?;
         Ok(self)
@@ -88,10 +73,37 @@ impl Identity {
         self.fingerprint
     }
 
+    /// The authority that it trusts.
+    #[must_use]
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// The certificate and what leads from it to the authority.
+    pub(crate) fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    /// The certificate's file, for error messages.
+    pub(crate) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Signs with the certificate's key, by the first of `offered` that fits it.
+    pub(crate) fn sign(
+        &self,
+        offered: &[SignatureScheme],
+        message: &[u8],
+    ) -> Result<(SignatureScheme, Vec<u8>), String> {
+        let key = provider().key_provider.load_private_key(self.key.clone_key()).map_err(|e| e.to_string())?;
+        let signer = key.choose_scheme(offered).ok_or("its key is of a kind that cannot sign here")?;
+        Ok((signer.scheme(), signer.sign(message).map_err(|e| e.to_string())?))
+    }
+
     /// TLS 1.3 as the dialing side, presenting this identity and trusting its authority only.
     pub(crate) fn client_config(&self, alpn: &[&[u8]]) -> Result<ClientConfig, ProtocolError> {
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(&self.roots), provider())
-            .with_crls(self.revoked.clone())
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(&self.authority.roots), provider())
+            .with_crls(self.authority.revoked.clone())
             .only_check_end_entity_revocation()
             .build()
             .map_err(|e| problem(&self.file, &e))?;
@@ -109,8 +121,8 @@ impl Identity {
 
     /// TLS 1.3 as the waiting side; a client without a certificate of the same authority is refused.
     pub(crate) fn server_config(&self, alpn: &[&[u8]]) -> Result<ServerConfig, ProtocolError> {
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), provider())
-            .with_crls(self.revoked.clone())
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.authority.roots), provider())
+            .with_crls(self.authority.revoked.clone())
             .only_check_end_entity_revocation()
             .build()
             .map_err(|e| problem(&self.file, &e))?;
@@ -161,13 +173,13 @@ pub(crate) fn role_and_fingerprint(certificate: &CertificateDer<'_>) -> Result<(
 }
 
 /// Ring's algorithms, AES-128-GCM first: 128-bit security is the level of everything here, and it is the fastest.
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     let mut provider = rustls::crypto::ring::default_provider();
     provider.cipher_suites.sort_by_key(|s| s.suite() != rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
     Arc::new(provider)
 }
 
-fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, ProtocolError> {
+pub(crate) fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, ProtocolError> {
     CertificateDer::pem_file_iter(file)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|e| pem_problem(file, &e))
@@ -191,7 +203,7 @@ fn refuse_open_key_file(_file: &Path) -> Result<(), ProtocolError> {
 }
 
 /// Without the bytes of the file that the error would show as a list of numbers.
-fn pem_problem(file: &Path, error: &pem::Error) -> ProtocolError {
+pub(crate) fn pem_problem(file: &Path, error: &pem::Error) -> ProtocolError {
     match error {
         pem::Error::MissingSectionEnd { .. } => problem(file, &"a section that begins has no end"),
         pem::Error::IllegalSectionStart { .. } => problem(file, &"a line that begins a section is malformed"),
@@ -199,7 +211,7 @@ fn pem_problem(file: &Path, error: &pem::Error) -> ProtocolError {
     }
 }
 
-fn problem(file: &Path, reason: &dyn fmt::Display) -> ProtocolError {
+pub(crate) fn problem(file: &Path, reason: &dyn fmt::Display) -> ProtocolError {
     ProtocolError::Identity { file: file.to_owned(), reason: reason.to_string() }
 }
 

@@ -17,7 +17,7 @@ use crate::transport::Transport;
 use crate::{FirstLayerKind, Network, Position, ProtocolError, Role, Schedule, SessionConfig, Step, Stop};
 use std::ops::Range;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tracing::info;
 
 /// What is this role's own business, not the session's.
@@ -39,6 +39,8 @@ pub struct JoinOptions {
     pub stop: Stop,
     /// Whether a first layer that protects nothing may be run.
     pub allow_unprotected: bool,
+    /// The time of day, by which contracts end.
+    pub clock: fn() -> SystemTime,
 }
 
 impl JoinOptions {
@@ -54,7 +56,16 @@ impl JoinOptions {
             checkpoint_every: Duration::from_secs(10),
             stop: Stop::default(),
             allow_unprotected: false,
+            clock: SystemTime::now,
         }
+    }
+
+    /// Refuses a session whose contract is over; on every start and every way back.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Contract`].
+    pub fn check_in_force(&self, session: &SessionConfig) -> Result<(), ProtocolError> {
+        Ok(session.contract.as_ref().map_or(Ok(()), |terms| terms.check_in_force((self.clock)()))?)
     }
 }
 
@@ -108,6 +119,7 @@ impl<'a> Joining<'a> {
         if session.first_layer == FirstLayerKind::Plain && !options.allow_unprotected {
             return Err(ProtocolError::Unprotected { kind: session.first_layer });
         }
+        options.check_in_force(session)?;
         let mut coordinator = transport.connect(Role::Coordinator, patience).await?;
         coordinator.set_timeout(patience);
         Ok(Self { transport, session, options, patience, coordinator })

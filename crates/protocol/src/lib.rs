@@ -5,8 +5,10 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod authority;
 mod channel;
 mod checkpoint;
+pub mod contract;
 mod durable;
 mod error;
 pub mod first_layer;
@@ -21,12 +23,15 @@ mod role;
 mod saved_model;
 mod schedule;
 mod session;
+mod signing;
 mod step;
 mod stop;
+mod text;
 mod training;
 pub mod transport;
 pub mod usage;
 
+pub use authority::Authority;
 pub use channel::{Channel, Link, Reader, Receiving, Sending, Writer, all, within};
 pub use checkpoint::{Checkpoints, parameter_values, restore_parameters};
 pub use durable::write_durable;
@@ -48,4 +53,5 @@ pub use session::{
 };
 pub use step::{Phase, Position, Step};
 pub use stop::Stop;
+pub use text::read_text;
 pub use training::{Training, all_done};
