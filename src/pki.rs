@@ -262,6 +262,18 @@ pub fn revoke(authority: &Authority, certificate: &Path) -> Result<PathBuf, PkiE
     Ok(file)
 }
 
+/// The organisation that a certificate names for people; nothing is decided by it.
+///
+/// # Errors
+/// [`PkiError`] naming the file.
+pub fn organisation(certificate: &Path) -> Result<Option<String>, PkiError> {
+    let text = read(certificate)?;
+    let (_, pem) = parse_x509_pem(text.as_bytes()).map_err(|e| malformed(certificate, &e))?;
+    let parsed = pem.parse_x509().map_err(|e| malformed(certificate, &e))?;
+    let name = parsed.subject().iter_organization().next().and_then(|name| name.as_str().ok());
+    Ok(name.filter(|name| !name.is_empty()).map(str::to_owned))
+}
+
 fn serial_of(certificate: &Path) -> Result<Vec<u8>, PkiError> {
     let text = read(certificate)?;
     let (_, pem) = parse_x509_pem(text.as_bytes()).map_err(|e| malformed(certificate, &e))?;

@@ -355,7 +355,7 @@ fn a_coordinator_that_dies_is_named() {
 
 #[test]
 fn every_help_ends_with_an_example() {
-    let commands: [&[&str]; 18] = [
+    let commands: [&[&str]; 22] = [
         &[],
         &["simulate"],
         &["pooled"],
@@ -370,6 +370,10 @@ fn every_help_ends_with_an_example() {
         &["pki", "issue"],
         &["pki", "revoke"],
         &["pki", "show"],
+        &["contract", "new"],
+        &["contract", "sign"],
+        &["contract", "verify"],
+        &["contract", "show"],
         &["evaluate"],
         &["experiment"],
         &["predict"],

@@ -3,6 +3,7 @@
 use super::{CliError, RunRole, passphrase};
 use serde::{Deserialize, Serialize};
 use spnn::party::data::DataSource;
+use spnn::protocol::contract::{ContractError, check_own_key, check_signed, signatures_beside};
 use spnn::protocol::transport::{QuicOptions, TransportTuning};
 use spnn::protocol::{
     Fingerprint, Identity, IdentityFiles, JoinOptions, Monitor, Role, SessionConfig, SessionFile, Stop,
@@ -10,7 +11,8 @@ use spnn::protocol::{
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+use tracing::info;
 
 /// Paths are relative to the configuration file.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -29,6 +31,11 @@ pub(crate) struct RoleConfig {
     pub(crate) authority: PathBuf,
     /// The authority's revocation list: peers whose certificates are on it are refused.
     pub(crate) revoked: Option<PathBuf>,
+    /// Refuse sessions that are no contract.
+    #[serde(default)]
+    pub(crate) require_contract: bool,
+    /// Where the signatures under the contract are; `signatures` beside the session file by default.
+    pub(crate) signatures: Option<PathBuf>,
     /// Where this role keeps its incarnation, its checkpoints, its model part and its results.
     #[serde(default = "here")]
     pub(crate) directory: PathBuf,
@@ -58,7 +65,7 @@ pub(crate) struct RoleConfig {
     /// Server: how often everyone makes a checkpoint; 0 for after every second mini-batch.
     #[serde(default = "checkpoint_every_default")]
     pub(crate) checkpoint_every_s: f64,
-    /// Parties: fingerprints of the other parties' certificates.
+    /// Parties: fingerprints of the other parties' certificates. Under a contract, its signatories' keys are pinned.
     #[serde(default)]
     pub(crate) peers: BTreeMap<Role, Fingerprint>,
     /// Parties: other parties to dial, where they listen; the others are met through the coordinator's relay.
@@ -109,12 +116,7 @@ impl Loaded {
         let file = args.config.clone();
         let config = RoleConfig::read(&file)?;
         let session = SessionFile::read(&config.session)?.config()?;
-        let files = IdentityFiles {
-            revoked: config.revoked.clone(),
-            passphrase: passphrase::source(&config.key, config.passphrase_file.as_deref())?,
-            ..IdentityFiles::new(&config.certificate, &config.key, &config.authority)
-        };
-        let identity = Identity::load(files).map_err(|source| CliError::Protocol { me: Role::Coordinator, source })?;
+        let identity = config.identity()?;
         let role = identity.role();
         if !fits(role) {
             let reason = format!("this certificate is that of {role}; 'spnn {kind}' needs one for {kind}");
@@ -124,6 +126,7 @@ impl Loaded {
             let reason = format!("{role} does not take part in this session of {} parties", session.parties);
             return Err(CliError::Config { file: config.session, reason });
         }
+        config.check_contract(&session, &identity)?;
         let join = JoinOptions {
             task: args.task.into(),
             directory: config.directory.clone(),
@@ -134,6 +137,7 @@ impl Loaded {
             stop: Stop::default(),
             monitor: Monitor::default(),
             allow_unprotected: config.allow_unprotected,
+            clock: SystemTime::now,
         };
         Ok(Self { file, config, session, identity, join })
     }
@@ -156,6 +160,11 @@ impl Loaded {
             tuning: *transport,
         };
         let me = self.identity.role();
+        match (&self.session.contract, me) {
+            (Some(terms), _) => options.pins = terms.pins(me),
+            (None, Role::Party(_)) => options.pins.clone_from(peers),
+            (None, Role::Coordinator | Role::Server) => {}
+        }
         if me != Role::Coordinator {
             options.dial.insert(Role::Coordinator, self.need(coordinator.clone(), "coordinator")?);
         }
@@ -169,7 +178,6 @@ impl Loaded {
             }
             Role::Party(_) => {
                 options.dial.insert(Role::Server, self.need(server.clone(), "server")?);
-                options.pins = peers.clone();
                 options.dial.extend(dial.iter().map(|(peer, address)| (*peer, address.clone())));
                 if !accept.is_empty() {
                     options.listen = Some(self.need(*listen, "listen (because of accept)")?);
@@ -185,19 +193,66 @@ impl Loaded {
 }
 
 impl RoleConfig {
-    /// Reads a configuration; its paths are taken from where it lies.
+    /// Reads a configuration file; its paths become relative to where this process is.
     pub(crate) fn read(file: &Path) -> Result<Self, CliError> {
-        let problem = |reason: String| CliError::Config { file: file.to_owned(), reason };
-        let text = std::fs::read_to_string(file).map_err(|e| problem(e.to_string()))?;
-        let mut config: Self = toml::from_str(&text).map_err(|e| problem(e.to_string().trim_end().to_owned()))?;
+        let wrong = |reason: String| CliError::Config { file: file.to_owned(), reason };
+        let text = std::fs::read_to_string(file).map_err(|e| wrong(e.to_string()))?;
+        let mut config: Self = toml::from_str(&text).map_err(|e| wrong(e.to_string().trim_end().to_owned()))?;
         config.resolve(file.parent().unwrap_or(Path::new(".")));
         Ok(config)
+    }
+
+    /// The role's certificate, key and authority.
+    pub(crate) fn identity(&self) -> Result<Identity, CliError> {
+        let files = IdentityFiles {
+            revoked: self.revoked.clone(),
+            passphrase: passphrase::source(&self.key, self.passphrase_file.as_deref())?,
+            ..IdentityFiles::new(&self.certificate, &self.key, &self.authority)
+        };
+        Identity::load(files).map_err(|source| CliError::Protocol { me: Role::Coordinator, source })
+    }
+
+    /// Where the signatures under the session's contract are.
+    pub(crate) fn signatures(&self) -> PathBuf {
+        self.signatures.clone().unwrap_or_else(|| signatures_beside(&self.session))
+    }
+
+    /// Refuses a contract that is over, that not every role has signed, or that names other keys than are used here.
+    fn check_contract(&self, session: &SessionConfig, identity: &Identity) -> Result<(), CliError> {
+        let wrong = |reason: String| CliError::Config { file: self.session.clone(), reason };
+        let Some(terms) = &session.contract else {
+            return match self.require_contract {
+                true => {
+                    Err(wrong("has no [contract], and this role's configuration says require_contract = true".into()))
+                }
+                false => Ok(()),
+            };
+        };
+        let refused = |e: ContractError| CliError::Protocol { me: identity.role(), source: e.into() };
+        let now = SystemTime::now();
+        terms.check_in_force(now).map_err(refused)?;
+        check_own_key(terms, identity).map_err(refused)?;
+        for signed in check_signed(session, terms, &self.signatures(), identity.authority(), now) {
+            signed.map_err(refused)?;
+        }
+        for (peer, pin) in &self.peers {
+            let agreed = terms.signatory(*peer).map_or_else(|| "absent".into(), |s| s.key.to_string());
+            if agreed != pin.to_string() {
+                return Err(wrong(format!(
+                    "peers.{peer} is {pin} in this role's configuration and {agreed} in the contract"
+                )));
+            }
+        }
+        info!(contract = session.name, expires = %terms.expires, "every role has signed the contract");
+        Ok(())
     }
 
     fn resolve(&mut self, base: &Path) {
         let paths = [&mut self.session, &mut self.certificate, &mut self.key, &mut self.authority, &mut self.directory];
         paths.into_iter().for_each(|p| *p = base.join(&*p));
-        for path in [&mut self.report, &mut self.revoked, &mut self.passphrase_file].into_iter().flatten() {
+        for path in
+            [&mut self.report, &mut self.revoked, &mut self.passphrase_file, &mut self.signatures].into_iter().flatten()
+        {
             *path = base.join(&*path);
         }
         if let Some(data) = &mut self.data {

@@ -154,6 +154,8 @@ fn config(launch: &Launch<'_>, role: Role) -> RoleConfig {
         authority: "../pki/ca.pem".into(),
         passphrase_file: None,
         revoked: None,
+        require_contract: false,
+        signatures: None,
         directory: ".".into(),
         listen: None,
         coordinator: None,

@@ -2,6 +2,7 @@
 
 mod compare;
 mod config;
+mod contract;
 mod error;
 mod experiment;
 mod health;
@@ -15,7 +16,8 @@ mod simulate;
 pub(crate) use error::CliError;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use spnn::protocol::{FirstLayerKind, Role, Task};
+use spnn::protocol::contract::{Expiry, Leak};
+use spnn::protocol::{FirstLayerKind, Role, RoleError, Task};
 use std::path::PathBuf;
 
 /// Train one neural network over data that several organisations may not show each other.
@@ -103,6 +105,9 @@ pub(crate) enum Command {
     /// Make the private authority and the certificates of the roles
     #[command(subcommand)]
     Pki(Pki),
+    /// Write down, sign and check what the organisations of a session have agreed on
+    #[command(subcommand)]
+    Contract(Contract),
     /// Metrics of a simulated and trained session on rows with labels, with every role as its own process again
     #[command(after_help = "Example: spnn evaluate runs/breast-cancer-… --data clinic.csv --data laboratory.csv")]
     Evaluate(Again),
@@ -387,6 +392,117 @@ pub(crate) struct Encryption {
     pub(crate) passphrase_file: Option<PathBuf>,
 }
 
+#[derive(Subcommand)]
+pub(crate) enum Contract {
+    /// Make a contract from a session file and the certificates of its roles
+    #[command(
+        long_about = "Make a contract from a session file and the certificates of its roles.\n\n\
+        The contract is the session file with a section [contract]. What is not given here is left in it as a comment \
+        to fill in. A first layer does not prevent everything: each of its leaks has a name, and the contract is valid \
+        only when all of them are accepted, here or in the file.",
+        after_help = "Example: spnn contract new session.toml --purpose \"Triage of mammographies\" --expires 2027-06-30 \
+        --certificate operator/coordinator.pem --certificate operator/server.pem --certificate clinic/party-0.pem \
+        --certificate laboratory/party-1.pem --columns party-0=radius,texture --columns party-1=area"
+    )]
+    New(NewContract),
+    /// Show a contract in words and sign it with the key of a role's certificate
+    #[command(after_help = "Examples:\n  spnn contract sign --config party.toml\n  spnn contract sign contract.toml \
+        --certificate party-0.pem --key party-0.key --authority ca.pem")]
+    Sign(SignContract),
+    /// Check that every role has signed and that the contract is in force
+    #[command(after_help = "Example: spnn contract verify contract.toml --authority ca.pem\n\n\
+        Exit code 2 if a signature is missing or not good, or the contract is over")]
+    Verify(VerifyContract),
+    /// Say in words who agreed, what for, on which columns, what leaks, and until when
+    #[command(after_help = "Example: spnn contract show contract.toml")]
+    Show {
+        /// The contract
+        contract: PathBuf,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct NewContract {
+    /// The session file; it stays as it is
+    pub(crate) session: PathBuf,
+    /// Where to write the contract
+    #[arg(long, value_name = "FILE", default_value = "contract.toml")]
+    pub(crate) out: PathBuf,
+    /// What the model is for, in words
+    #[arg(long)]
+    pub(crate) purpose: Option<String>,
+    /// The last day, or a moment such as 2027-06-30T18:00:00Z; UTC
+    #[arg(long, value_name = "DATE")]
+    pub(crate) expires: Option<Expiry>,
+    /// Certificate of a role that signs; once for every role
+    #[arg(long, value_name = "FILE")]
+    pub(crate) certificate: Vec<PathBuf>,
+    /// Organisation of a role, instead of the one in its certificate
+    #[arg(long, value_name = "ROLE=NAME", value_parser = role_and_text)]
+    pub(crate) organisation: Vec<(Role, String)>,
+    /// Feature columns of a party
+    #[arg(long, value_name = "PARTY=A,B,…", value_parser = role_and_text)]
+    pub(crate) columns: Vec<(Role, String)>,
+    /// Label column at the label holder, instead of the session's
+    #[arg(long)]
+    pub(crate) label: Option<String>,
+    /// A leak to accept, by name; without it, the contract lists what is still to be accepted
+    #[arg(long, value_name = "LEAK", value_parser = leak)]
+    pub(crate) accept: Vec<Leak>,
+    /// How often a record may be scored; any number of times if absent
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) predictions_per_record_max: Option<u32>,
+}
+
+#[derive(Args)]
+pub(crate) struct SignContract {
+    /// The contract; without it, the session of the configuration
+    #[arg(required_unless_present = "config")]
+    pub(crate) contract: Option<PathBuf>,
+    /// The role's configuration, which names certificate, key and authority
+    #[arg(long, conflicts_with_all = ["certificate", "key", "authority"])]
+    pub(crate) config: Option<PathBuf>,
+    /// The role's certificate
+    #[arg(long, required_unless_present = "config")]
+    pub(crate) certificate: Option<PathBuf>,
+    /// Its private key
+    #[arg(long, required_unless_present = "config")]
+    pub(crate) key: Option<PathBuf>,
+    /// Certificate of the authority
+    #[arg(long, required_unless_present = "config")]
+    pub(crate) authority: Option<PathBuf>,
+    /// Where to put the signature [default: 'signatures' beside the contract]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) signatures: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct VerifyContract {
+    /// The contract
+    pub(crate) contract: PathBuf,
+    /// Certificate of the authority
+    #[arg(long)]
+    pub(crate) authority: PathBuf,
+    /// The authority's revocation list
+    #[arg(long)]
+    pub(crate) revoked: Option<PathBuf>,
+    /// Where the signatures are [default: 'signatures' beside the contract]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) signatures: Option<PathBuf>,
+}
+
+fn role_and_text(text: &str) -> Result<(Role, String), String> {
+    let (role, text) = text.split_once('=').ok_or("expected a role, '=' and a text")?;
+    Ok((role.parse().map_err(|e: RoleError| e.to_string())?, text.to_owned()))
+}
+
+fn leak(name: &str) -> Result<Leak, String> {
+    Leak::ALL.iter().copied().find(|leak| leak.name() == name).ok_or_else(|| {
+        let names: Vec<&str> = Leak::ALL.iter().map(|leak| leak.name()).collect();
+        format!("no such leak; there are {}", names.join(", "))
+    })
+}
+
 /// Does what the command line says.
 pub(crate) fn run(cli: Cli) -> Result<(), CliError> {
     match cli.command {
@@ -399,6 +515,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), CliError> {
         Command::Align { config } => role::align(config),
         Command::Health { config } => health::run(&config),
         Command::Pki(command) => pki::run(command),
+        Command::Contract(command) => contract::run(command),
         Command::Evaluate(args) => simulate::again(&args, Task::Evaluate, &cli.log),
         Command::Predict(args) => simulate::again(&args, Task::Predict, &cli.log),
     }

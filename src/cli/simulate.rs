@@ -45,6 +45,9 @@ impl Plan {
                 (SessionFile::parse(EXAMPLE, Path::new("the example in the binary"))?, base)
             }
         };
+        if file.take_contract().is_some() {
+            say("note: this session is a contract; its certificates are not here, so it is run without its terms");
+        }
         file.override_with(&SessionOverrides {
             first_layer: overrides.first_layer.map(Into::into),
             ring_bits: overrides.ring_bits.as_ref().and_then(|b| b.parse().ok()),

@@ -26,6 +26,7 @@ pub fn prepare(run: &Run, directory: &Path) -> Result<SessionFile, ExperimentErr
     }
     let mut session = SessionFile::parse(&table.to_string(), &file)
         .map_err(|e| parse(e.to_string().replace(&format!("{}: ", file.display()), "")))?;
+    session.take_contract();
     if let Preparation::Parties(parties) = run.preparation {
         split_columns(&mut session, directory, parties).map_err(|e| parse(e.to_string()))?;
     }

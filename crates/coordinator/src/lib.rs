@@ -164,6 +164,7 @@ impl Running<'_> {
         observer: &mut dyn Observer,
     ) -> Result<SessionRecord, ProtocolError> {
         let Self { session, options, network, .. } = self;
+        options.check_in_force(session)?;
         let kept = Incarnation::in_directory(&options.directory);
         let last = kept.last()?;
         let mut incarnation = last;

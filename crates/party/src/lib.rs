@@ -15,5 +15,5 @@ mod prepare;
 mod train;
 
 pub use error::PartyError;
-pub use party::{Outcome, Party, PartyOptions};
+pub use party::{Outcome, Party, PartyOptions, check_columns};
 pub use prepare::{Prepared, digest_ids};

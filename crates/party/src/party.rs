@@ -8,6 +8,7 @@ use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 use spnn_crypto::SecretRng;
 use spnn_nn::{LabelHead, Optimizer, OptimizerState, Parameter, first_layer_weights};
+use spnn_protocol::contract::ContractTerms;
 use spnn_protocol::first_layer::{PartySide, party_side};
 use spnn_protocol::message::{Done, Finish, Metrics, Report, Task};
 use spnn_protocol::transport::Transport;
@@ -368,6 +369,9 @@ async fn attempt(
 /// The party's file, checked.
 fn read_data(me: Role, session: &SessionConfig, options: &PartyOptions) -> Result<Prepared, PartyError> {
     let required = matches!(options.join.task, Task::Train | Task::Evaluate);
+    if let Some(terms) = &session.contract {
+        check_columns(terms, me, me == session.label_role(), options.join.task, &options.data)?;
+    }
     let data = Prepared::read_as(&options.data, me == session.label_role(), required)?;
     let DataShape { rows, features } = data.shape()?;
     info!(rows, features, "read {}", options.data.file.display());
@@ -418,6 +422,31 @@ fn prepare(me: Role, session: &SessionConfig, options: &PartyOptions, data: &mut
         }
     };
     data.scale(standardizer, &session.preparation)
+}
+
+/// Before anything of the data is read: a party computes on the columns that it has signed for, and no others.
+///
+/// # Errors
+/// [`ContractError`](spnn_protocol::contract::ContractError) naming the columns, or [`DataError`](data::DataError).
+pub fn check_columns(
+    terms: &ContractTerms,
+    me: Role,
+    is_label_holder: bool,
+    task: Task,
+    source: &DataSource,
+) -> Result<(), PartyError> {
+    let mut source = source.clone();
+    if is_label_holder && (task != Task::Predict || source.label.is_some()) {
+        terms.check_label(source.label.as_deref()).map_err(ProtocolError::from)?;
+    }
+    // Rows to predict need not have labels; where they are there, they are no feature.
+    if let Some(label) = &source.label
+        && !data::read_columns(&source)?.contains(label)
+    {
+        source.label = None;
+    }
+    let columns = data::feature_columns(&source)?;
+    Ok(terms.check_columns(me, &columns).map_err(ProtocolError::from)?)
 }
 
 impl Head {

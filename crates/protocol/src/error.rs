@@ -1,5 +1,6 @@
 //! What can go wrong between roles.
 
+use crate::contract::ContractError;
 use crate::message::{CodecError, Kind};
 use crate::{Difference, Role, Step, Task};
 use spnn_crypto::paillier::{KeyError, PaillierError, ProofError};
@@ -397,7 +398,7 @@ pub enum ProtocolError {
         reason: String,
     },
     /// The peer's certificate is not the one that this role pinned.
-    #[error("the certificate of {peer} has key {found}, but this party's configuration pins {expected}")]
+    #[error("the certificate of {peer} has key {found}, but this role pins {expected}")]
     WrongKey {
         /// Who.
         peer: Role,
@@ -433,6 +434,9 @@ pub enum ProtocolError {
     /// The session itself does not make sense.
     #[error(transparent)]
     Session(#[from] crate::SessionError),
+    /// This role does not take part under the session's contract.
+    #[error(transparent)]
+    Contract(#[from] ContractError),
     /// The fixed-point format does not work.
     #[error(transparent)]
     FixedPoint(#[from] FixedPointError),
@@ -522,6 +526,7 @@ impl ProtocolError {
             Self::Identity { .. }
             | Self::Unprotected { .. }
             | Self::Session(_)
+            | Self::Contract(_)
             | Self::FixedPoint(_)
             | Self::OwnMessage { .. }
             | Self::NoCommonCheckpoint { .. }
@@ -597,6 +602,7 @@ impl ProtocolError {
             Self::NoCommonCheckpoint { .. } => {
                 "bring back the 'checkpoints' directory that is missing; or remove that directory at every role to start from nothing"
             }
+            Self::Contract(e) => return e.hint(),
             Self::Listen { .. } => "is another process using the address?",
             _ => return None,
         })

@@ -1,13 +1,14 @@
 //! Who a role is: its certificate, its key, and the authority it trusts.
 
+use crate::authority::Authority;
 use crate::key_file::{KeyFile, PassphraseSource, pem_problem, problem};
 use crate::verifier::Naming;
 use crate::{ProtocolError, Role};
 use rustls::client::WebPkiServerVerifier;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fmt;
@@ -62,9 +63,7 @@ pub struct Identity {
     validity: Validity,
     chain: Vec<CertificateDer<'static>>,
     key: Arc<Zeroizing<PrivateKeyDer<'static>>>,
-    roots: Arc<RootCertStore>,
-    /// What the authority has revoked, if it says so.
-    revoked: Vec<CertificateRevocationListDer<'static>>,
+    authority: Authority,
     files: IdentityFiles,
     /// Of what the files held.
     digests: Digests,
@@ -147,19 +146,14 @@ impl Identity {
                 Arc::new(parsed.decrypt(key, passphrase.as_deref())?)
             }
         };
-        let mut roots = RootCertStore::empty();
-        for root in certificates(authority, &authority_pem)? {
-            roots.add(root).map_err(|e| problem(authority, &e))?;
+        let mut authority = Authority::parse(authority, &authority_pem)?;
+        if let (Some(file), Some(pem)) = (revoked, &revoked_pem) {
+            authority = authority.refusing_listed(file, pem)?;
         }
-        let lists = match (revoked, &revoked_pem) {
-            (Some(file), Some(pem)) => revocation_lists(file, pem)?,
-            _ => Vec::new(),
-        };
         let leaf = chain.first().ok_or_else(|| problem(certificate, &"holds no certificate"))?;
         let (role, fingerprint) = role_and_fingerprint(leaf).map_err(|e| problem(certificate, &e))?;
         let validity = validity(leaf).map_err(|e| problem(certificate, &e))?;
-        let roots = Arc::new(roots);
-        let identity = Self { role, fingerprint, validity, chain, key: private, roots, revoked: lists, files, digests };
+        let identity = Self { role, fingerprint, validity, chain, key: private, authority, files, digests };
         identity.client_config(&[])?;
         Ok(identity)
     }
@@ -208,10 +202,37 @@ impl Identity {
         self.fingerprint
     }
 
+    /// The authority that it trusts.
+    #[must_use]
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// The certificate and what leads from it to the authority.
+    pub(crate) fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    /// The certificate's file, for error messages.
+    pub(crate) fn file(&self) -> &Path {
+        &self.files.certificate
+    }
+
+    /// Signs with the certificate's key, by the first of `offered` that fits it.
+    pub(crate) fn sign(
+        &self,
+        offered: &[SignatureScheme],
+        message: &[u8],
+    ) -> Result<(SignatureScheme, Vec<u8>), String> {
+        let key = provider().key_provider.load_private_key(self.key.clone_key()).map_err(|e| e.to_string())?;
+        let signer = key.choose_scheme(offered).ok_or("its key is of a kind that cannot sign here")?;
+        Ok((signer.scheme(), signer.sign(message).map_err(|e| e.to_string())?))
+    }
+
     /// TLS 1.3 as the dialing side, presenting this identity and trusting its authority only.
     pub(crate) fn client_config(&self, alpn: &[&[u8]]) -> Result<ClientConfig, ProtocolError> {
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(&self.roots), provider())
-            .with_crls(self.revoked.clone())
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(&self.authority.roots), provider())
+            .with_crls(self.authority.revoked.clone())
             .only_check_end_entity_revocation()
             .build()
             .map_err(|e| problem(&self.files.certificate, &e))?;
@@ -229,8 +250,8 @@ impl Identity {
 
     /// TLS 1.3 as the waiting side; a client without a certificate of the same authority is refused.
     pub(crate) fn server_config(&self, alpn: &[&[u8]]) -> Result<ServerConfig, ProtocolError> {
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), provider())
-            .with_crls(self.revoked.clone())
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.authority.roots), provider())
+            .with_crls(self.authority.revoked.clone())
             .only_check_end_entity_revocation()
             .build()
             .map_err(|e| problem(&self.files.certificate, &e))?;
@@ -281,13 +302,13 @@ pub(crate) fn role_and_fingerprint(certificate: &CertificateDer<'_>) -> Result<(
 }
 
 /// Ring's algorithms, AES-128-GCM first: 128-bit security is the level of everything here, and it is the fastest.
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     let mut provider = rustls::crypto::ring::default_provider();
     provider.cipher_suites.sort_by_key(|s| s.suite() != rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
     Arc::new(provider)
 }
 
-fn read_public(file: &Path) -> Result<Vec<u8>, ProtocolError> {
+pub(crate) fn read_public(file: &Path) -> Result<Vec<u8>, ProtocolError> {
     let mut bytes = Vec::new();
     let limited = File::open(file).map(|f| f.take(FILE_BYTES_MAX + 1));
     limited.and_then(|mut f| f.read_to_end(&mut bytes)).map_err(|e| problem(file, &e))?;
@@ -297,18 +318,9 @@ fn read_public(file: &Path) -> Result<Vec<u8>, ProtocolError> {
     Ok(bytes)
 }
 
-fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, ProtocolError> {
+pub(crate) fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, ProtocolError> {
     let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
     certificates.map_err(|e| pem_problem(file, &e))
-}
-
-fn revocation_lists(file: &Path, pem: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, ProtocolError> {
-    let lists = CertificateRevocationListDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
-    let lists = lists.map_err(|e| pem_problem(file, &e))?;
-    if lists.is_empty() {
-        return Err(problem(file, &"holds no revocation list"));
-    }
-    Ok(lists)
 }
 
 fn validity(certificate: &CertificateDer<'_>) -> Result<Validity, String> {

@@ -21,7 +21,7 @@ use spnn_crypto::SecretRng;
 use std::future::Future;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tracing::info;
 
 /// What is this role's own business, not the session's.
@@ -45,6 +45,8 @@ pub struct JoinOptions {
     pub monitor: Monitor,
     /// Whether a first layer that protects nothing may be run.
     pub allow_unprotected: bool,
+    /// The time of day, by which contracts end.
+    pub clock: fn() -> SystemTime,
 }
 
 impl JoinOptions {
@@ -61,7 +63,16 @@ impl JoinOptions {
             stop: Stop::default(),
             monitor: Monitor::default(),
             allow_unprotected: false,
+            clock: SystemTime::now,
         }
+    }
+
+    /// Refuses a session whose contract is over; on every start and every way back.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Contract`].
+    pub fn check_in_force(&self, session: &SessionConfig) -> Result<(), ProtocolError> {
+        Ok(session.contract.as_ref().map_or(Ok(()), |terms| terms.check_in_force((self.clock)()))?)
     }
 }
 
@@ -124,6 +135,7 @@ impl<'a> Joining<'a> {
         if session.first_layer == FirstLayerKind::Plain && !options.allow_unprotected {
             return Err(ProtocolError::Unprotected { kind: session.first_layer });
         }
+        options.check_in_force(session)?;
         let mut coordinator = transport.connect(Role::Coordinator, patience).await?;
         coordinator.set_timeout(patience);
         Ok(Self { transport, session, options, patience, coordinator })

@@ -6,8 +6,10 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod alignment;
+mod authority;
 mod channel;
 mod checkpoint;
+pub mod contract;
 mod durable;
 mod error;
 pub mod first_layer;
@@ -24,14 +26,17 @@ mod role;
 mod saved_model;
 mod schedule;
 mod session;
+mod signing;
 mod step;
 mod stop;
+mod text;
 mod training;
 pub mod transport;
 pub mod usage;
 mod verifier;
 
 pub use alignment::{AlignmentSpec, ID_SEPARATOR, IdList};
+pub use authority::Authority;
 pub use channel::{Channel, Link, Reader, Receiving, Sending, Writer, all, within};
 pub use checkpoint::{Checkpoints, parameter_values, restore_parameters};
 pub use durable::write_durable;
@@ -55,4 +60,5 @@ pub use session::{
 };
 pub use step::{Phase, Position, Step};
 pub use stop::Stop;
+pub use text::read_text;
 pub use training::{Training, all_done};

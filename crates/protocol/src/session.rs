@@ -1,10 +1,12 @@
 //! The session: what all roles must agree on.
 
 use crate::alignment::AlignmentSpec;
+use crate::contract::{ContractTerms, Leak};
 use crate::first_layer::beaver::BeaverSpec;
 use crate::first_layer::paillier::PaillierSpec;
 use crate::first_layer::sharing::SharingSpec;
 use crate::first_layer::{self, FirstLayerKind};
+use crate::text::read_text;
 use crate::{PartyId, Role, Schedule};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -78,6 +80,9 @@ pub struct SessionConfig {
     pub model: ModelSpec,
     /// Epochs, batches, optimiser.
     pub train: TrainSpec,
+    /// What the organisations sign, if this is a contract.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contract: Option<ContractTerms>,
 }
 
 /// A session file as written: the agreed part, and for simulations where each party's data are.
@@ -99,6 +104,8 @@ pub struct SessionFile {
     pub alignment: Option<AlignmentSpec>,
     model: ModelSpec,
     train: TrainSpec,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    contract: Option<ContractTerms>,
 }
 
 /// The `[data]` section of a session file.
@@ -172,13 +179,16 @@ pub enum SessionError {
 }
 
 impl SessionFile {
+    /// Longer files are not read.
+    pub const BYTES_MAX: u64 = 1 << 20;
+
     /// Reads and parses a session file.
     ///
     /// # Errors
     /// [`SessionError`] naming the file, and line and column where it does not parse.
     pub fn read(file: &Path) -> Result<Self, SessionError> {
         let text =
-            std::fs::read_to_string(file).map_err(|source| SessionError::Read { file: file.to_owned(), source })?;
+            read_text(file, Self::BYTES_MAX).map_err(|source| SessionError::Read { file: file.to_owned(), source })?;
         Self::parse(&text, file)
     }
 
@@ -229,6 +239,7 @@ impl SessionFile {
             alignment: self.alignment,
             model: self.model.clone(),
             train: self.train.clone(),
+            contract: self.contract.clone(),
         };
         config.validate()?;
         Ok(config)
@@ -238,6 +249,11 @@ impl SessionFile {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Takes the contract away, for a simulation: its certificates are not those that the contract names.
+    pub fn take_contract(&mut self) -> Option<ContractTerms> {
+        self.contract.take()
     }
 
     /// Replaces what the command line overrides.
@@ -275,6 +291,8 @@ impl SessionConfig {
     pub const PARTIES_MAX: u16 = 64;
     /// Wider layers than this are refused, so that no shape a peer can make us compute overflows.
     pub const WIDTH_MAX: u32 = 1 << 20;
+    /// Longer canonical texts of a contract are refused: with what else is in a `Hello`, it must fit a control message.
+    pub const TEXT_MAX: usize = 60 << 10;
 
     /// Checks every value.
     ///
@@ -325,7 +343,8 @@ impl SessionConfig {
         LabelHead::new(outputs, &self.model.head, self.seed)?;
         let widest = u64::from(h).max(outputs as u64);
         let body = widest.saturating_mul(8).saturating_mul(u64::from(b));
-        check(body <= u64::from(u32::MAX), "train.batch_size", "batch × width × 8 bytes must fit a 4 GiB message", &b)
+        check(body <= u64::from(u32::MAX), "train.batch_size", "batch × width × 8 bytes must fit a 4 GiB message", &b)?;
+        self.contract.as_ref().map_or(Ok(()), |terms| terms.validate(self))
     }
 
     /// The canonical text of the session, the same for equal sessions.
@@ -348,6 +367,12 @@ impl SessionConfig {
         let ours: serde_json::Value = serde_json::from_str(&self.canonical()).unwrap_or_default();
         let theirs: serde_json::Value = serde_json::from_str(theirs).unwrap_or_default();
         first_difference("", &ours, &theirs)
+    }
+
+    /// What this session does not prevent, all of which its contract must accept.
+    #[must_use]
+    pub fn leaks(&self) -> &'static [Leak] {
+        first_layer::leaks(self.first_layer)
     }
 
     /// All parties, in order.

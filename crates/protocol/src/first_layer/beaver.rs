@@ -35,6 +35,7 @@
 //! multiplied many times, from Mohassel and Zhang, S&P 2017, section IV. The share of zero is an addition here.
 
 use super::{MaskSteps, PartySide, pair_keys, sharing};
+use crate::contract::Leak;
 use crate::error::{own_feature, own_value};
 use crate::message::HEADER_BYTES;
 use crate::{Network, ProtocolError, Role, Sending, SessionConfig, Step};
@@ -44,6 +45,17 @@ use serde::{Deserialize, Serialize};
 use spnn_crypto::{FixedPoint, FixedPointError, MaskContext, PairKey, RingPanels, SecretRng, Sign};
 use std::ops::Range;
 use zeroize::{Zeroize, Zeroizing};
+
+/// What it does not prevent; a contract must accept all of it.
+pub(super) const LEAKS: &[Leak] = &[
+    Leak::ServerLearnsLabels,
+    Leak::PartiesLearnLabels,
+    Leak::ServerCanRebuildFeatures,
+    Leak::ServerCanFollowRecords,
+    Leak::CoordinatorLearnsMetrics,
+    Leak::CollusionOfServerAndAllOtherParties,
+    Leak::CollusionOfDealerAndAnyParty,
+];
 
 /// Fixed point of `beaver`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -18,6 +18,7 @@ pub mod sharing;
 #[cfg(test)]
 pub(crate) mod conformance;
 
+use crate::contract::Leak;
 use crate::{Network, Phase, ProtocolError, Sending, SessionConfig, SessionError, Step};
 use async_trait::async_trait;
 use ndarray::ArrayView2;
@@ -160,6 +161,16 @@ pub fn set_up_bytes(session: &SessionConfig, features: u64, rows: u64) -> u64 {
     match session.first_layer {
         FirstLayerKind::Plain | FirstLayerKind::Sharing | FirstLayerKind::Paillier => 0,
         FirstLayerKind::Beaver => beaver::set_up_bytes(session, features, rows),
+    }
+}
+
+/// What a session with this protocol does not prevent; each protocol's file has its list.
+pub(crate) fn leaks(kind: FirstLayerKind) -> &'static [Leak] {
+    match kind {
+        FirstLayerKind::Plain => plain::LEAKS,
+        FirstLayerKind::Sharing => sharing::LEAKS,
+        FirstLayerKind::Beaver => beaver::LEAKS,
+        FirstLayerKind::Paillier => paillier::LEAKS,
     }
 }
 

@@ -28,6 +28,7 @@
 
 use super::plain::multiply;
 use super::{MaskSteps, PartySide, ServerSide, pair_keys};
+use crate::contract::Leak;
 use crate::error::{out_of_bound, own_value};
 use crate::message::HEADER_BYTES;
 use crate::{Network, ProtocolError, Role, SessionConfig, SessionError, Step};
@@ -41,6 +42,16 @@ use spnn_crypto::paillier::{
 use spnn_crypto::{EncodeError, FixedPoint, FixedPointError, PairKey, SecretRng, Sign};
 use std::sync::mpsc;
 use zeroize::Zeroizing;
+
+/// What it does not prevent; a contract must accept all of it.
+pub(super) const LEAKS: &[Leak] = &[
+    Leak::ServerLearnsLabels,
+    Leak::PartiesLearnLabels,
+    Leak::ServerCanRebuildFeatures,
+    Leak::ServerCanFollowRecords,
+    Leak::CoordinatorLearnsMetrics,
+    Leak::CollusionOfServerAndAllOtherParties,
+];
 
 /// Ciphertexts of a part: eight groups of the eight that are computed side by side.
 const PART: usize = 64;

@@ -7,10 +7,21 @@
 //! Refused unless a role's own configuration allows it by name.
 
 use super::{PartySide, ServerSide};
+use crate::contract::Leak;
 use crate::message::{HEADER_BYTES, Kind};
 use crate::{Network, ProtocolError, Role, SessionConfig, Step};
 use async_trait::async_trait;
 use ndarray::{Array2, ArrayView2, s};
+
+/// What it does not prevent; a contract must accept all of it.
+pub(super) const LEAKS: &[Leak] = &[
+    Leak::ServerLearnsLabels,
+    Leak::PartiesLearnLabels,
+    Leak::ServerCanRebuildFeatures,
+    Leak::ServerCanFollowRecords,
+    Leak::CoordinatorLearnsMetrics,
+    Leak::ServerLearnsEachProduct,
+];
 
 /// Bytes that each party sends in a step of `rows` rows, headers included.
 #[must_use]

@@ -18,6 +18,7 @@
 
 use super::plain::multiply;
 use super::{MaskSteps, PartySide, ServerSide};
+use crate::contract::Leak;
 use crate::error::{out_of_bound, own_value};
 use crate::message::HEADER_BYTES;
 use crate::{Network, ProtocolError, Role, SessionConfig, Step};
@@ -26,6 +27,16 @@ use ndarray::{Array2, ArrayView2, s};
 use serde::{Deserialize, Serialize};
 use spnn_crypto::{FixedPoint, FixedPointError, PairKey, RingElement, Sign};
 use zeroize::Zeroize;
+
+/// What it does not prevent; a contract must accept all of it.
+pub(super) const LEAKS: &[Leak] = &[
+    Leak::ServerLearnsLabels,
+    Leak::PartiesLearnLabels,
+    Leak::ServerCanRebuildFeatures,
+    Leak::ServerCanFollowRecords,
+    Leak::CoordinatorLearnsMetrics,
+    Leak::CollusionOfServerAndAllOtherParties,
+];
 
 /// The ring of `sharing` and how reals are laid into it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
