@@ -367,7 +367,7 @@ fn a_coordinator_that_dies_is_named() {
 
 #[test]
 fn every_help_ends_with_an_example() {
-    let commands: [&[&str]; 18] = [
+    let commands: [&[&str]; 21] = [
         &[],
         &["simulate"],
         &["pooled"],
@@ -379,6 +379,9 @@ fn every_help_ends_with_an_example() {
         &["pki", "issue"],
         &["pki", "revoke"],
         &["pki", "show"],
+        &["audit", "verify"],
+        &["audit", "show"],
+        &["audit", "export"],
         &["contract", "new"],
         &["contract", "sign"],
         &["contract", "verify"],

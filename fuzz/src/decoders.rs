@@ -13,7 +13,8 @@ use spnn::nn::{Model, Optimizer, OptimizerState, Parameter, Sequential};
 use spnn::party::Prepared;
 use spnn::party::data::{Columns, DataSource, Standardizer};
 use spnn::protocol::message::{
-    Control, Finish, Go, HEADER_BYTES, Header, Hello, IdDigest, Ready, Report, Start, decode_control, encode_control,
+    AuditHead, Control, Finish, Go, HEADER_BYTES, Header, Hello, IdDigest, Ready, Report, Start, decode_control,
+    encode_control,
 };
 use spnn::protocol::{
     Checkpoints, Ending, Fingerprint, PreparationSpec, ProtocolError, Role, SavedModel, SessionConfig, SessionFile,
@@ -47,7 +48,7 @@ pub(crate) fn control(input: &[u8]) {
         }
     }
     let mut input = Input(input);
-    match input.u8() % 8 {
+    match input.u8() % 9 {
         0 => same::<Hello>(input.rest()),
         1 => same::<Start>(input.rest()),
         2 => same::<Ready>(input.rest()),
@@ -55,6 +56,7 @@ pub(crate) fn control(input: &[u8]) {
         4 => same::<Report>(input.rest()),
         5 => same::<Finish>(input.rest()),
         6 => same::<IdDigest>(input.rest()),
+        8 => same::<AuditHead>(input.rest()),
         _ => {
             let code = input.u16().into();
             let Ending { cause, culprit } = Ending::parse(code, input.rest(), Role::Server);

@@ -523,6 +523,7 @@ fn other(kind: u8, phase: u8, body: u8) -> Vec<u8> {
         Kind::Start => encode_control(&Start { incarnation: 1, rows: ROWS, features: vec![], resume: Position::START }),
         Kind::Report => encode_control(&report(Report::Progress(Progress { rows: 0, loss: 0.0 }), Some((body, 0)))),
         Kind::IdDigest => vec![body; 32],
+        Kind::AuditHead => vec![body; 8],
         Kind::Ready | Kind::Go | Kind::Finish => Vec::new(),
         Kind::FirstLayer | Kind::HiddenOutput | Kind::HiddenGradient | Kind::FirstLayerGradient => vec![0; body.into()],
     };

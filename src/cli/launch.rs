@@ -154,6 +154,7 @@ fn config(launch: &Launch<'_>, role: Role) -> RoleConfig {
         authority: "../pki/ca.pem".into(),
         revoked: None,
         require_contract: false,
+        audit: None,
         signatures: None,
         directory: ".".into(),
         listen: None,

@@ -11,11 +11,11 @@ pub use record::{EpochRecord, SessionRecord};
 use deal::Deal;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use spnn_protocol::message::{Finish, Go, Hello, Progress, Ready, Report, Start};
+use spnn_protocol::message::{EpochEnd, Finish, Go, Hello, Progress, Ready, Report, Start};
 use spnn_protocol::transport::Transport;
 use spnn_protocol::{
-    Attempts, Cause, DataShape, Ending, Incarnation, JoinOptions, Network, Position, ProtocolError, Receiving, Role,
-    SessionConfig, Step, Task, all, greet, hello, within, write_durable,
+    Attempts, Audit, Cause, DataShape, Ending, Incarnation, JoinOptions, Network, Position, ProtocolError, Receiving,
+    Role, SessionConfig, Step, Task, all, greet, hello, within, write_durable,
 };
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -98,6 +98,7 @@ pub async fn run(
             }
             let record = start.join(transport, attempts.patience(), observer).await?;
             let record = start.follow(record, observer).await?;
+            start.network.end_audit(None)?;
             start.tell(transport, options.rejoin_timeout).await?;
             Ok(Some(record))
         };
@@ -106,6 +107,9 @@ pub async fn run(
             () = options.stop.wait() => Err(ProtocolError::Stopped),
             done = attempt => done,
         };
+        if let Err(e) = &done {
+            start.network.end_audit(Some(e.ending(Role::Coordinator)))?;
+        }
         let Err(e) = done else {
             transport.leave(Ending { cause: Cause::Done, culprit: Role::Coordinator });
             return done;
@@ -214,6 +218,9 @@ impl Running<'_> {
         all(network.channels().map(|c| c.recv::<Ready>(Step::SETUP))).await?;
         all(network.channels().map(|c| c.send(Step::SETUP, &Go))).await?;
 
+        if let Some(audit) = &options.audit {
+            network.begin_audit(audit, session, options.task, incarnation)?;
+        }
         let schedule = session.schedule(rows);
         let (train_rows, test_rows) = match options.task {
             Task::Train => (schedule.train_rows(), schedule.test_rows()),
@@ -231,7 +238,7 @@ impl Running<'_> {
         observer: &mut dyn Observer,
     ) -> Result<SessionRecord, ProtocolError> {
         let Self { session, options, started, network, reached } = self;
-        gather(session, network, &mut record, observer, reached).await?;
+        gather(session, options.audit.as_ref(), network, &mut record, observer, reached).await?;
         record.finish(started.elapsed());
         observer.finished(&record)?;
         let finished = Finished::of(session, options);
@@ -327,6 +334,7 @@ fn common_rows(shapes: &BTreeMap<Role, (u32, u32)>) -> Result<u32, ProtocolError
 /// Listens to all roles at once until each is done, and deals them what their first layer needs.
 async fn gather(
     session: &SessionConfig,
+    audit: Option<&Audit>,
     network: &mut Network,
     record: &mut SessionRecord,
     observer: &mut dyn Observer,
@@ -361,7 +369,8 @@ async fn gather(
             };
             let Some((from, report)) = next else { break };
             let peer = from.peer();
-            match report.and_then(|report| record.check(session, peer, report)) {
+            let report = report.and_then(|report| record.check(session, peer, report));
+            match report.and_then(|report| keep_head(audit, peer, report)) {
                 Ok(Report::Done(done)) => {
                     record.done(peer, done);
                     continue;
@@ -392,6 +401,14 @@ async fn gather(
     }
     record.dealt(&dealt);
     root_of(failed).map_or(Ok(()), Err)
+}
+
+/// Writes down the signed head of a role's audit log that comes with the end of an epoch.
+fn keep_head(audit: Option<&Audit>, peer: Role, report: Report) -> Result<Report, ProtocolError> {
+    if let (Some(audit), Report::EpochEnd(EpochEnd { head: Some(head), .. })) = (audit, &report) {
+        audit.peer_head(peer, head.clone())?;
+    }
+    Ok(report)
 }
 
 /// Of what several roles said when they went, what is nearest to the root: what happened itself, or the word of a role

@@ -1,10 +1,11 @@
 //! One peer's connection: frames in and out, limits, deadlines and byte counts.
 
+use crate::audit::{Audit, Direction};
 use crate::error::{Ending, ProtocolError, kind_in_step};
 use crate::message::{
     CONTROL_BYTES_MAX, CodecError, Control, HEADER_BYTES, Header, Kind, decode_control, encode_control,
 };
-use crate::{Role, Step};
+use crate::{Fingerprint, Role, Step};
 use futures_util::future::BoxFuture;
 use ndarray::{ArrayView2, ArrayViewMut2};
 use spnn_crypto::PairKey;
@@ -34,6 +35,10 @@ pub trait Link: Send + Sync {
     fn down_reason(&self) -> Option<String>;
     /// Bytes of UDP payload sent on this connection; 0 where another channel's link counts them.
     fn wire_bytes_sent(&self) -> u64;
+    /// Fingerprint of the peer's key, if the connection has certificates.
+    fn fingerprint(&self) -> Option<Fingerprint> {
+        None
+    }
     /// A secret that only the two ends of this connection know (RFC 8446 exporter), bound to `label`.
     ///
     /// # Errors
@@ -72,13 +77,15 @@ struct End {
     peer: Role,
     link: Arc<dyn Link>,
     timeout: Duration,
+    /// Where every message is counted, if anywhere.
+    audit: Option<Audit>,
 }
 
 impl Channel {
     /// A channel over a byte stream whose other end is known to be `peer`.
     #[must_use]
     pub fn new(peer: Role, link: Arc<dyn Link>, reader: Reader, writer: Writer, timeout: Duration) -> Self {
-        Self { end: End { peer, link, timeout }, reader, writer, sent: BTreeMap::new() }
+        Self { end: End { peer, link, timeout, audit: None }, reader, writer, sent: BTreeMap::new() }
     }
 
     /// Who is at the other end.
@@ -96,6 +103,11 @@ impl Channel {
     /// Waits at most this long for a message or for room to send one.
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.end.timeout = timeout;
+    }
+
+    /// From here on every message is counted in `audit`.
+    pub(crate) fn count_in(&mut self, audit: &Audit) {
+        self.end.audit = Some(audit.clone());
     }
 
     /// Application bytes sent so far, by kind, headers included.
@@ -298,6 +310,7 @@ impl Sending<'_> {
             Ok(Ok(())) => {}
         }
         *sent.entry(kind).or_default() += (HEADER_BYTES + body.len()) as u64;
+        end.count(Direction::Sent, &header, body);
         trace!(to = %end.peer, "sent {}", kind_in_step(kind, step));
         Ok(())
     }
@@ -325,6 +338,7 @@ impl Receiving<'_> {
         }
         let mut body = vec![0; length];
         self.read(&mut body, C::KIND, step).await?;
+        self.end.count(Direction::Received, &header, &body);
         decode_control(&body).map_err(|e| self.end.codec(e))
     }
 
@@ -349,6 +363,7 @@ impl Receiving<'_> {
             return Err(self.end.body_length(&header, size_of_val(values).to_string()));
         }
         self.read(bytemuck::cast_slice_mut(values), kind, step).await?;
+        self.end.count(Direction::Received, &header, bytemuck::cast_slice(values));
         match first_not_finite(values) {
             None => Ok(header),
             Some(at) => {
@@ -375,7 +390,9 @@ impl Receiving<'_> {
         if header.body_bytes as usize != out.len() {
             return Err(self.end.body_length(&header, out.len().to_string()));
         }
-        self.read(out, kind, step).await
+        self.read(out, kind, step).await?;
+        self.end.count(Direction::Received, &header, out);
+        Ok(())
     }
 
     async fn recv_header(&mut self, kind: Kind, step: Step) -> Result<Header, ProtocolError> {
@@ -403,6 +420,12 @@ impl Receiving<'_> {
 }
 
 impl End {
+    fn count(&self, direction: Direction, header: &Header, body: &[u8]) {
+        if let Some(audit) = &self.audit {
+            audit.message(self.peer, direction, header, body);
+        }
+    }
+
     async fn gone(&self, step: Step, error: &std::io::Error) -> ProtocolError {
         let Self { peer, link, .. } = self;
         let peer = *peer;
@@ -418,7 +441,7 @@ impl End {
     }
 
     async fn timed_out(&self, step: Step, expected: String) -> ProtocolError {
-        let Self { peer, link, timeout } = self;
+        let Self { peer, link, timeout, .. } = self;
         let (peer, waited) = (*peer, *timeout);
         // A process that was asleep finds its time over before it has looked at what peers said meanwhile.
         match within(LAST_WORDS, link.down()).await.and_then(|()| link.peer_ending()) {

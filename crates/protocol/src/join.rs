@@ -10,6 +10,7 @@
 //!
 //! The coordinator learns sizes, identities and timing.
 
+use crate::audit::Audit;
 use crate::channel::{Channel, LAST_WORDS};
 use crate::incarnation::Incarnation;
 use crate::message::{Go, Hello, IdDigest, Ready, Start, Task};
@@ -41,6 +42,8 @@ pub struct JoinOptions {
     pub allow_unprotected: bool,
     /// The time of day, by which contracts end.
     pub clock: fn() -> SystemTime,
+    /// Where this role writes down what it does, if anywhere. Under a contract all roles must.
+    pub audit: Option<Audit>,
 }
 
 impl JoinOptions {
@@ -57,6 +60,7 @@ impl JoinOptions {
             stop: Stop::default(),
             allow_unprotected: false,
             clock: SystemTime::now,
+            audit: None,
         }
     }
 
@@ -185,6 +189,9 @@ impl<'a> Joining<'a> {
             // The server waits for parties and parties for the server: it gets a moment more, to say who is gone.
             let more = if channel.peer() == Role::Server { 2 * LAST_WORDS } else { Duration::ZERO };
             channel.set_timeout(options.peer_timeout + more);
+        }
+        if let Some(audit) = &options.audit {
+            network.begin_audit(audit, session, options.task, incarnation)?;
         }
         let schedule = session.schedule(start.rows);
         Ok(Joined { network, incarnation, features, columns, schedule, resume: start.resume })

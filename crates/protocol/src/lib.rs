@@ -5,6 +5,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod audit;
 mod authority;
 mod channel;
 mod checkpoint;
@@ -31,6 +32,7 @@ mod training;
 pub mod transport;
 pub mod usage;
 
+pub use audit::Audit;
 pub use authority::Authority;
 pub use channel::{Channel, Link, Reader, Receiving, Sending, Writer, all, within};
 pub use checkpoint::{Checkpoints, parameter_values, restore_parameters};
