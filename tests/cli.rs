@@ -355,7 +355,7 @@ fn a_coordinator_that_dies_is_named() {
 
 #[test]
 fn every_help_ends_with_an_example() {
-    let commands: [&[&str]; 22] = [
+    let commands: [&[&str]; 25] = [
         &[],
         &["simulate"],
         &["pooled"],
@@ -370,6 +370,9 @@ fn every_help_ends_with_an_example() {
         &["pki", "issue"],
         &["pki", "revoke"],
         &["pki", "show"],
+        &["audit", "verify"],
+        &["audit", "show"],
+        &["audit", "export"],
         &["contract", "new"],
         &["contract", "sign"],
         &["contract", "verify"],

@@ -81,6 +81,61 @@ fn under_a_contract_that_all_have_signed_a_session_runs_and_needs_no_other_pins(
     assert_eq!(verified.out.matches("good: ").count(), 4, "{}", verified.out);
 }
 
+#[test]
+fn what_the_roles_of_a_contract_write_down_agrees_and_holds_no_data() {
+    let stage = stage();
+    signed(&stage);
+    run(&stage).values().for_each(|e| e.expect(DONE, &[]));
+    // A second session in the same directories goes on in the same logs.
+    let mut predict = stage.start_all_but(&stage.roles().iter().map(String::as_str).collect::<Vec<_>>());
+    predict.extend(stage.roles().iter().map(|role| stage.start_with(role, &["--task", "predict"])));
+    all_end(predict).values().for_each(|e| e.expect(DONE, &[]));
+    let logs: Vec<PathBuf> = stage.roles().iter().map(|role| stage.path(role).join("audit.jsonl")).collect();
+    let authority = stage.path("pki/ca.pem");
+    let mut words = vec!["audit", "verify", "--authority", arg(&authority)];
+    words.extend(logs.iter().map(|log| arg(log)));
+    let said = spnn_ok(&words);
+    assert_eq!(said.out.matches("all signed").count(), 4, "{}", said.out);
+    assert!(said.out.contains("is what they say they received"), "{}", said.out);
+
+    let text = fs::read_to_string(stage.path("party-0/audit.jsonl")).unwrap();
+    assert_eq!(text.matches("\"kind\":\"start\"").count(), 2);
+    // Two epochs, each with the heads of the server and the other party; prediction has none.
+    assert_eq!(text.matches("\"kind\":\"peer-head\"").count(), 4, "{text}");
+    let coordinators = fs::read_to_string(stage.path("coordinator/audit.jsonl")).unwrap();
+    assert_eq!(coordinators.matches("\"kind\":\"peer-head\"").count(), 6, "{coordinators}");
+    for value in fs::read_to_string(stage.path("party-0/data.csv")).unwrap().lines().skip(1).flat_map(|l| l.split(','))
+    {
+        assert!(value.len() < 6 || !text.contains(value), "{value} is in the log");
+    }
+    let shown = spnn_ok(&["audit", "show", arg(&stage.path("server/audit.jsonl"))]).out;
+    for words in ["opened h1: train 2, 3 times, 48 rows of 8", "start 2 is done", "party-1      first-layer-gradient"] {
+        assert!(shown.contains(words), "'{words}' is not in\n{shown}");
+    }
+    let shown = spnn_ok(&["audit", "show", arg(&stage.path("party-0/audit.jsonl"))]).out;
+    assert!(shown.contains("released predictions of 60 records, each at most 1 times"), "{shown}");
+    let rows = spnn_ok(&["audit", "export", arg(&logs[0]), "--csv"]).out;
+    let columns = rows.lines().next().unwrap().split(',').count();
+    assert!(rows.lines().count() > 10 && rows.lines().all(|l| l.split(',').count() == columns), "{rows}");
+
+    // One digit of what the server says it sent.
+    let server = stage.path("server/audit.jsonl");
+    let altered = fs::read_to_string(&server).unwrap().replacen("\"frames\":3", "\"frames\":2", 1);
+    let line = altered.lines().position(|l| l.contains("\"frames\":2")).unwrap() + 1;
+    fs::write(&server, altered).unwrap();
+    let said = spnn(&words);
+    assert_eq!(said.code, CONFIGURATION);
+    assert!(said.out.contains(&format!("audit.jsonl, line {line}: was altered")), "{}", said.out);
+}
+
+#[test]
+fn under_a_contract_nobody_goes_without_a_log() {
+    let mut stage = stage();
+    signed(&stage);
+    stage.config("server").insert("audit".into(), false.into());
+    run(&stage)["server"].expect(CONFIGURATION, &["audit = false", "every role keeps an audit log"]);
+}
+
 fn verify(stage: &Stage, more: &[&str]) -> Vec<String> {
     let (contract, authority) = (stage.path("session.toml"), stage.path("pki/ca.pem"));
     let words = ["contract", "verify", arg(&contract), "--authority", arg(&authority)];

@@ -97,6 +97,7 @@ static FRAMES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
         wire_bytes_sent: 9,
         train_loss: Some(0.5),
         test: Some(Metrics { loss: 0.5, auc: None, accuracy: Some(1.0) }),
+        head: None,
     };
     let tensor = [0.5_f32; 6].map(f32::to_le_bytes).concat();
     vec![

@@ -13,8 +13,8 @@ use spnn::nn::{Model, Optimizer, OptimizerState, Parameter, Sequential};
 use spnn::party::Prepared;
 use spnn::party::data::{Columns, DataSource, Standardizer};
 use spnn::protocol::message::{
-    AlignmentOffer, AlignmentResult, Control, Finish, Go, HEADER_BYTES, Header, Hello, IdDigest, Ready, Report, Start,
-    decode_control, encode_control,
+    AlignmentOffer, AlignmentResult, AuditHead, Control, Finish, Go, HEADER_BYTES, Header, Hello, IdDigest, Ready,
+    Report, Start, decode_control, encode_control,
 };
 use spnn::protocol::{
     Checkpoints, Ending, Fingerprint, PreparationSpec, ProtocolError, Role, SavedModel, SessionConfig, SessionFile,
@@ -48,7 +48,7 @@ pub(crate) fn control(input: &[u8]) {
         }
     }
     let mut input = Input(input);
-    match input.u8() % 10 {
+    match input.u8() % 11 {
         0 => same::<Hello>(input.rest()),
         1 => same::<Start>(input.rest()),
         2 => same::<Ready>(input.rest()),
@@ -58,6 +58,7 @@ pub(crate) fn control(input: &[u8]) {
         6 => same::<IdDigest>(input.rest()),
         7 => same::<AlignmentOffer>(input.rest()),
         8 => same::<AlignmentResult>(input.rest()),
+        9 => same::<AuditHead>(input.rest()),
         _ => {
             let code = input.u16().into();
             let Ending { cause, culprit } = Ending::parse(code, input.rest(), Role::Server);

@@ -546,6 +546,7 @@ fn other(kind: u8, phase: u8, body: u8) -> Vec<u8> {
         | Kind::HiddenOutput
         | Kind::HiddenGradient
         | Kind::FirstLayerGradient => vec![0; body.into()],
+        Kind::AuditHead => vec![body; 8],
     };
     frame(plain(kind, step), &body)
 }

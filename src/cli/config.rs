@@ -3,6 +3,7 @@
 use super::{CliError, RunRole, passphrase};
 use serde::{Deserialize, Serialize};
 use spnn::party::data::DataSource;
+use spnn::protocol::audit::{Audit, audit_file};
 use spnn::protocol::contract::{ContractError, check_own_key, check_signed, signatures_beside};
 use spnn::protocol::transport::{QuicOptions, TransportTuning};
 use spnn::protocol::{
@@ -34,6 +35,9 @@ pub(crate) struct RoleConfig {
     /// Refuse sessions that are no contract.
     #[serde(default)]
     pub(crate) require_contract: bool,
+    /// Write down what this role sends, receives, opens and releases, in `audit.jsonl` in its directory. Under a contract
+    /// all roles do.
+    pub(crate) audit: Option<bool>,
     /// Where the signatures under the contract are; `signatures` beside the session file by default.
     pub(crate) signatures: Option<PathBuf>,
     /// Where this role keeps its incarnation, its checkpoints, its model part and its results.
@@ -138,6 +142,7 @@ impl Loaded {
             monitor: Monitor::default(),
             allow_unprotected: config.allow_unprotected,
             clock: SystemTime::now,
+            audit: config.open_audit(&session, &identity)?,
         };
         Ok(Self { file, config, session, identity, join })
     }
@@ -245,6 +250,20 @@ impl RoleConfig {
         }
         info!(contract = session.name, expires = %terms.expires, "every role has signed the contract");
         Ok(())
+    }
+
+    fn open_audit(&self, session: &SessionConfig, identity: &Identity) -> Result<Option<Audit>, CliError> {
+        let contract = session.contract.is_some();
+        if contract && self.audit == Some(false) {
+            let reason = "audit = false: under a contract every role keeps an audit log".to_owned();
+            return Err(CliError::Config { file: self.session.clone(), reason });
+        }
+        if !self.audit.unwrap_or(contract) {
+            return Ok(None);
+        }
+        Audit::open(&audit_file(&self.directory), Some(identity.clone()), SystemTime::now)
+            .map(Some)
+            .map_err(|source| CliError::Protocol { me: identity.role(), source })
     }
 
     fn resolve(&mut self, base: &Path) {

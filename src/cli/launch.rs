@@ -155,6 +155,7 @@ fn config(launch: &Launch<'_>, role: Role) -> RoleConfig {
         passphrase_file: None,
         revoked: None,
         require_contract: false,
+        audit: None,
         signatures: None,
         directory: ".".into(),
         listen: None,

@@ -1,5 +1,6 @@
 //! The command line: what it takes, and what it runs.
 
+mod audit;
 mod compare;
 mod config;
 mod contract;
@@ -108,6 +109,9 @@ pub(crate) enum Command {
     /// Write down, sign and check what the organisations of a session have agreed on
     #[command(subcommand)]
     Contract(Contract),
+    /// Check, show and export what roles wrote down of their sessions
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Metrics of a simulated and trained session on rows with labels, with every role as its own process again
     #[command(after_help = "Example: spnn evaluate runs/breast-cancer-… --data clinic.csv --data laboratory.csv")]
     Evaluate(Again),
@@ -491,6 +495,39 @@ pub(crate) struct VerifyContract {
     pub(crate) signatures: Option<PathBuf>,
 }
 
+#[derive(Subcommand)]
+pub(crate) enum AuditCommand {
+    /// Check that no line was altered and that heads are signed; of several roles, that what they say agrees
+    #[command(after_help = "Examples:\n  spnn audit verify party-0/audit.jsonl --authority ca.pem\n  \
+        spnn audit verify server/audit.jsonl party-0/audit.jsonl party-1/audit.jsonl")]
+    Verify {
+        /// Logs, audit.jsonl in the directory of a role
+        #[arg(required = true, value_name = "LOG")]
+        logs: Vec<PathBuf>,
+        /// Certificate of the authority; without it, a certificate in the log is believed to be the role's
+        #[arg(long)]
+        authority: Option<PathBuf>,
+    },
+    /// Say what happened, and how many bytes went to whom
+    #[command(after_help = "Example: spnn audit show party-0/audit.jsonl")]
+    Show {
+        /// The log
+        log: PathBuf,
+    },
+    /// Print what was sent, received, opened and released, for other tools
+    #[command(after_help = "Example: spnn audit export party-0/audit.jsonl --csv")]
+    Export {
+        /// The log
+        log: PathBuf,
+        /// As a table
+        #[arg(long, required_unless_present = "json", conflicts_with = "json")]
+        csv: bool,
+        /// As JSON lines
+        #[arg(long)]
+        json: bool,
+    },
+}
+
 fn role_and_text(text: &str) -> Result<(Role, String), String> {
     let (role, text) = text.split_once('=').ok_or("expected a role, '=' and a text")?;
     Ok((role.parse().map_err(|e: RoleError| e.to_string())?, text.to_owned()))
@@ -516,6 +553,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), CliError> {
         Command::Health { config } => health::run(&config),
         Command::Pki(command) => pki::run(command),
         Command::Contract(command) => contract::run(command),
+        Command::Audit(command) => audit::run(command),
         Command::Evaluate(args) => simulate::again(&args, Task::Evaluate, &cli.log),
         Command::Predict(args) => simulate::again(&args, Task::Predict, &cli.log),
     }

@@ -11,10 +11,10 @@ pub use record::{EpochRecord, SessionRecord};
 use deal::Deal;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use spnn_protocol::message::{Finish, Go, Hello, Progress, Ready, Report, Start};
+use spnn_protocol::message::{EpochEnd, Finish, Go, Hello, Progress, Ready, Report, Start};
 use spnn_protocol::transport::Transport;
 use spnn_protocol::{
-    Attempts, Cause, Ending, Incarnation, JoinOptions, Monitor, Network, Position, ProtocolError, Receiving, Role,
+    Attempts, Audit, Cause, Ending, Incarnation, JoinOptions, Network, Position, ProtocolError, Receiving, Role,
     SessionConfig, Step, Task, all, greet, hello, within, write_durable,
 };
 use std::collections::BTreeMap;
@@ -98,6 +98,7 @@ pub async fn run(
             }
             let record = start.join(transport, attempts.patience(), observer).await?;
             let record = start.follow(record, observer).await?;
+            start.network.end_audit(None)?;
             start.tell(transport, options.rejoin_timeout).await?;
             Ok(Some(record))
         };
@@ -106,6 +107,9 @@ pub async fn run(
             () = options.stop.wait() => Err(ProtocolError::Stopped),
             done = attempt => done,
         };
+        if let Err(e) = &done {
+            start.network.end_audit(Some(e.ending(Role::Coordinator)))?;
+        }
         let Err(e) = done else {
             transport.leave(Ending { cause: Cause::Done, culprit: Role::Coordinator });
             options.monitor.done();
@@ -222,6 +226,9 @@ impl Running<'_> {
         options.monitor.running(incarnation);
         options.monitor.at(resume);
 
+        if let Some(audit) = &options.audit {
+            network.begin_audit(audit, session, options.task, incarnation)?;
+        }
         let schedule = session.schedule(rows);
         let (train_rows, test_rows) = match options.task {
             Task::Train => (schedule.train_rows(), schedule.test_rows()),
@@ -238,7 +245,7 @@ impl Running<'_> {
         observer: &mut dyn Observer,
     ) -> Result<SessionRecord, ProtocolError> {
         let Self { session, options, started, network, reached } = self;
-        gather(session, &options.monitor, network, &mut record, observer, reached).await?;
+        gather(session, options, network, &mut record, observer, reached).await?;
         record.finish(started.elapsed());
         observer.finished(&record)?;
         let finished = Finished::of(session, options);
@@ -334,7 +341,7 @@ fn common_rows(shapes: &BTreeMap<Role, Ready>) -> Result<u32, ProtocolError> {
 /// Listens to all roles at once until each is done, and deals them what their first layer needs.
 async fn gather(
     session: &SessionConfig,
-    monitor: &Monitor,
+    options: &JoinOptions,
     network: &mut Network,
     record: &mut SessionRecord,
     observer: &mut dyn Observer,
@@ -369,7 +376,8 @@ async fn gather(
             };
             let Some((from, report)) = next else { break };
             let peer = from.peer();
-            match report.and_then(|report| record.check(session, peer, report)) {
+            let report = report.and_then(|report| record.check(session, peer, report));
+            match report.and_then(|report| keep_head(options.audit.as_ref(), peer, report)) {
                 Ok(Report::Done(done)) => {
                     record.done(peer, done);
                     continue;
@@ -377,16 +385,16 @@ async fn gather(
                 Ok(Report::Progress(progress)) => {
                     let position = record.position(&progress);
                     *reached = Some(position).max(*reached);
-                    monitor.at(position);
-                    monitor.results(Some(progress.loss), None);
+                    options.monitor.at(position);
+                    options.monitor.results(Some(progress.loss), None);
                     observer.on(&Event::Progress { epoch: record.epoch_under_way(), progress });
                 }
                 Ok(Report::EpochEnd(end)) => {
                     if let Some(epoch) = record.epoch_end(peer, end) {
                         let position = Position { epoch: epoch.epoch + 1, batch: 0 };
                         *reached = Some(position).max(*reached);
-                        monitor.at(position);
-                        monitor.results(epoch.train_loss, epoch.test);
+                        options.monitor.at(position);
+                        options.monitor.results(epoch.train_loss, epoch.test);
                         observer.on(&Event::Epoch(epoch));
                     }
                 }
@@ -406,6 +414,14 @@ async fn gather(
     }
     record.dealt(&dealt);
     root_of(failed).map_or(Ok(()), Err)
+}
+
+/// Writes down the signed head of a role's audit log that comes with the end of an epoch.
+fn keep_head(audit: Option<&Audit>, peer: Role, report: Report) -> Result<Report, ProtocolError> {
+    if let (Some(audit), Report::EpochEnd(EpochEnd { head: Some(head), .. })) = (audit, &report) {
+        audit.peer_head(peer, head.clone())?;
+    }
+    Ok(report)
 }
 
 /// Of what several roles said when they went, what is nearest to the root: what happened itself, or the word of a role

@@ -165,6 +165,7 @@ impl<'a> Party<'a> {
         // The others may take their time to save.
         self.network.channel(Role::Coordinator)?.set_timeout(LONG);
         let Finish = self.network.recv(Role::Coordinator, Step::SETUP).await?;
+        self.network.end_audit(None)?;
         self.training.finish()?;
         Ok(())
     }
@@ -314,6 +315,7 @@ impl<'a> Party<'a> {
             None => self.options.join.directory.join("predictions.csv"),
         };
         data::write_scores(&file, self.data.ids_of(rows), scores.view())?;
+        self.network.released(rows.len(), scores.ncols(), most_often(rows))?;
         info!(rows = rows.len(), "wrote scores to {}", file.display());
         Ok(())
     }
@@ -357,6 +359,9 @@ async fn attempt(
         done = party.work() => done,
     };
     *reached = Some(party.training.position());
+    if let Err(e) = &done {
+        party.network.end_audit(Some(e.ending(me)))?;
+    }
     match done {
         Err(PartyError::Protocol(e)) if e.is_interruption() || matches!(e, ProtocolError::Stopped) => {
             party.keep()?;
@@ -447,6 +452,13 @@ pub fn check_columns(
     }
     let columns = data::feature_columns(&source)?;
     Ok(terms.check_columns(me, &columns).map_err(ProtocolError::from)?)
+}
+
+/// How often the row that comes most often comes.
+fn most_often(rows: &[u32]) -> usize {
+    let mut sorted = rows.to_vec();
+    sorted.sort_unstable();
+    sorted.chunk_by(PartialEq::eq).map(<[u32]>::len).max().unwrap_or_default()
 }
 
 impl Head {

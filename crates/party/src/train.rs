@@ -36,10 +36,11 @@ impl Party<'_> {
                 test = self.evaluate(first_layer, epoch, self.training.is_last()).await?;
             }
             let train_loss = std::mem::take(&mut self.losses).mean();
-            let end = self.training.end_epoch(|end| (end.train_loss, end.test) = (train_loss, test));
+            let mut end = self.training.end_epoch(|end| (end.train_loss, end.test) = (train_loss, test));
             if self.training.epoch().is_none() {
                 self.checkpoint()?;
             }
+            end.head = self.network.audit_epoch(epoch).await?;
             self.network.send(Role::Coordinator, Step::SETUP, &Report::EpochEnd(end)).await?;
         }
         Ok(())

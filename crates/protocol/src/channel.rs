@@ -1,11 +1,12 @@
 //! One peer's connection: frames in and out, limits, deadlines and byte counts.
 
+use crate::audit::{Audit, Direction};
 use crate::error::{Ending, ProtocolError, kind_in_step};
 use crate::message::{
     CONTROL_BYTES_MAX, CodecError, Control, HEADER_BYTES, Header, Kind, decode_control, encode_control,
 };
 use crate::monitor::Traffic;
-use crate::{Monitor, Role, Step};
+use crate::{Fingerprint, Monitor, Role, Step};
 use futures_util::future::BoxFuture;
 use ndarray::{ArrayView2, ArrayViewMut2};
 use spnn_crypto::PairKey;
@@ -35,6 +36,10 @@ pub trait Link: Send + Sync {
     fn down_reason(&self) -> Option<String>;
     /// Bytes of UDP payload sent on this connection; 0 where another channel's link counts them.
     fn wire_bytes_sent(&self) -> u64;
+    /// Fingerprint of the peer's key, if the connection has certificates.
+    fn fingerprint(&self) -> Option<Fingerprint> {
+        None
+    }
     /// A secret that only the two ends of this connection know (RFC 8446 exporter), bound to `label`.
     ///
     /// # Errors
@@ -76,13 +81,16 @@ struct End {
     peer: Role,
     link: Arc<dyn Link>,
     timeout: Duration,
+    /// Where every message is counted, if anywhere.
+    audit: Option<Audit>,
 }
 
 impl Channel {
     /// A channel over a byte stream whose other end is known to be `peer`.
     #[must_use]
     pub fn new(peer: Role, link: Arc<dyn Link>, reader: Reader, writer: Writer, timeout: Duration) -> Self {
-        Self { end: End { peer, link, timeout }, reader, writer, sent: BTreeMap::new(), watched: None }
+        let end = End { peer, link, timeout, audit: None };
+        Self { end, reader, writer, sent: BTreeMap::new(), watched: None }
     }
 
     /// Who is at the other end.
@@ -107,6 +115,11 @@ impl Channel {
         let traffic = monitor.traffic(self.end.peer);
         self.sent.iter().for_each(|(kind, bytes)| traffic.sent(*kind, *bytes));
         self.watched = Some(traffic);
+    }
+
+    /// From here on every message is counted in `audit`.
+    pub(crate) fn count_in(&mut self, audit: &Audit) {
+        self.end.audit = Some(audit.clone());
     }
 
     /// Application bytes sent so far, by kind, headers included.
@@ -330,6 +343,7 @@ impl Sending<'_> {
         if let Some(traffic) = watched {
             traffic.sent(kind, bytes);
         }
+        end.count(Direction::Sent, &header, body);
         trace!(to = %end.peer, "sent {}", kind_in_step(kind, step));
         Ok(())
     }
@@ -357,6 +371,7 @@ impl Receiving<'_> {
         }
         let mut body = vec![0; length];
         self.read(&mut body, C::KIND, step).await?;
+        self.end.count(Direction::Received, &header, &body);
         decode_control(&body).map_err(|e| self.end.codec(e))
     }
 
@@ -381,6 +396,7 @@ impl Receiving<'_> {
             return Err(self.end.body_length(&header, size_of_val(values).to_string()));
         }
         self.read(bytemuck::cast_slice_mut(values), kind, step).await?;
+        self.end.count(Direction::Received, &header, bytemuck::cast_slice(values));
         match first_not_finite(values) {
             None => Ok(header),
             Some(at) => {
@@ -421,7 +437,9 @@ impl Receiving<'_> {
         if header.body_bytes as usize != out.len() {
             return Err(self.end.body_length(&header, out.len().to_string()));
         }
-        self.read(out, kind, step).await
+        self.read(out, kind, step).await?;
+        self.end.count(Direction::Received, &header, out);
+        Ok(())
     }
 
     async fn recv_header(&mut self, kind: Kind, step: Step) -> Result<Header, ProtocolError> {
@@ -454,6 +472,12 @@ impl Receiving<'_> {
 }
 
 impl End {
+    fn count(&self, direction: Direction, header: &Header, body: &[u8]) {
+        if let Some(audit) = &self.audit {
+            audit.message(self.peer, direction, header, body);
+        }
+    }
+
     async fn gone(&self, step: Step, error: &std::io::Error) -> ProtocolError {
         let Self { peer, link, .. } = self;
         let peer = *peer;
@@ -469,7 +493,7 @@ impl End {
     }
 
     async fn timed_out(&self, step: Step, expected: String) -> ProtocolError {
-        let Self { peer, link, timeout } = self;
+        let Self { peer, link, timeout, .. } = self;
         let (peer, waited) = (*peer, *timeout);
         // A process that was asleep finds its time over before it has looked at what peers said meanwhile.
         match within(LAST_WORDS, link.down()).await.and_then(|()| link.peer_ending()) {

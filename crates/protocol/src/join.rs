@@ -12,6 +12,7 @@
 //! The coordinator learns sizes, identities and timing.
 
 use crate::alignment::{Alignment, AlignmentSpec, IdList};
+use crate::audit::Audit;
 use crate::channel::{Channel, LAST_WORDS};
 use crate::incarnation::Incarnation;
 use crate::message::{Go, Hello, IdDigest, Ready, Start, Task};
@@ -47,6 +48,8 @@ pub struct JoinOptions {
     pub allow_unprotected: bool,
     /// The time of day, by which contracts end.
     pub clock: fn() -> SystemTime,
+    /// Where this role writes down what it does, if anywhere. Under a contract all roles must.
+    pub audit: Option<Audit>,
 }
 
 impl JoinOptions {
@@ -64,6 +67,7 @@ impl JoinOptions {
             monitor: Monitor::default(),
             allow_unprotected: false,
             clock: SystemTime::now,
+            audit: None,
         }
     }
 
@@ -244,6 +248,9 @@ impl Met<'_> {
             let more = if channel.peer() == Role::Server { 2 * LAST_WORDS } else { Duration::ZERO };
             channel.set_timeout(options.peer_timeout + more);
             channel.watch(&options.monitor);
+        }
+        if let Some(audit) = &options.audit {
+            network.begin_audit(audit, session, options.task, incarnation)?;
         }
         let schedule = session.schedule(go.rows);
         options.monitor.running(incarnation);

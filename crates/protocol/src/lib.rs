@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod alignment;
+pub mod audit;
 mod authority;
 mod channel;
 mod checkpoint;
@@ -36,6 +37,7 @@ pub mod usage;
 mod verifier;
 
 pub use alignment::{AlignmentSpec, ID_SEPARATOR, IdList};
+pub use audit::Audit;
 pub use authority::Authority;
 pub use channel::{Channel, Link, Reader, Receiving, Sending, Writer, all, within};
 pub use checkpoint::{Checkpoints, parameter_values, restore_parameters};

@@ -17,7 +17,9 @@
 //! The body of a tensor is its elements row by row; of a first-layer payload, whatever that protocol says; of a control
 //! message, a postcard-encoded struct of at most 64 KiB. Changing any byte raises the version in [`ALPN`].
 
-use crate::{Phase, Position, Step};
+use crate::audit::head_message;
+use crate::signing::{Seal, Signer};
+use crate::{Phase, Position, Role, Step};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -79,6 +81,8 @@ kinds! {
     CommonIds = 10, "common-ids";
     /// Party ↔ party: number of common ids.
     AlignmentResult = 11, "alignment-result";
+    /// Server and parties, in pairs, after each epoch of a contract: signed heads of their audit logs.
+    AuditHead = 12, "audit-head";
     /// First-layer protocol, opaque to everyone else.
     FirstLayer = 16, "first-layer";
     /// Server → label holder: z.
@@ -329,6 +333,8 @@ pub struct EpochEnd {
     pub train_loss: Option<f64>,
     /// Metrics on the test rows; label holder only.
     pub test: Option<Metrics>,
+    /// Under a contract: the signed head of the sender's audit log.
+    pub head: Option<AuditHead>,
 }
 
 /// Role → coordinator: everything is saved.
@@ -377,11 +383,35 @@ pub struct AlignmentResult {
     pub rows: u32,
 }
 
+/// The signed head of a role's audit log: all lines before that of this number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditHead {
+    /// Whose log.
+    pub role: Role,
+    /// Number of the line that holds the signature.
+    pub sequence: u64,
+    /// When it was signed, RFC 3339.
+    pub time: String,
+    /// SHA-256 of the line before, in hexadecimal.
+    pub previous: String,
+    /// The signature.
+    pub seal: Seal,
+}
+
+impl AuditHead {
+    /// Who signed it.
+    pub(crate) fn signer(&self) -> Result<Signer, String> {
+        let time = self.time.parse().map_err(|e| format!("its time: {e}"))?;
+        self.seal.check(&head_message(self.role, self.sequence, time, &self.previous))
+    }
+}
+
 macro_rules! control {
     ($($name:ident),*) => { $(impl Control for $name { const KIND: Kind = Kind::$name; })* };
 }
 
-control!(Hello, Start, Ready, Go, Report, Finish, IdDigest, AlignmentOffer, AlignmentResult);
+control!(Hello, Start, Ready, Go, Report, Finish, IdDigest, AlignmentOffer, AlignmentResult, AuditHead);
 
 #[cfg(test)]
 mod tests {
@@ -403,7 +433,7 @@ mod tests {
     fn hex_vectors() {
         let step = Step { phase: Phase::Train, epoch: 2, batch: 3 };
         let tags: Vec<u8> = Kind::ALL.iter().map(|k| k.tag()).collect();
-        assert_eq!(tags, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 17, 18, 19]);
+        assert_eq!(tags, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16, 17, 18, 19]);
         let header = Header { kind: Kind::HiddenOutput, step, checkpoint: false, shape: [5, 8], body_bytes: 160 };
         assert_eq!(hex(&header.encode()), "1101000002000000030000000500000008000000a0000000");
         let header = Header { kind: Kind::FirstLayerGradient, checkpoint: true, ..header };
@@ -427,10 +457,11 @@ mod tests {
             wire_bytes_sent: 9,
             train_loss: Some(0.5),
             test: Some(Metrics { loss: 0.5, auc: None, accuracy: Some(1.0) }),
+            head: None,
         };
         vector(
             &Report::EpochEnd(end),
-            "01000000000000f03f00000000000000000102676f070901000000000000e03f01000000000000e03f0001000000000000f03f",
+            "01000000000000f03f00000000000000000102676f070901000000000000e03f01000000000000e03f0001000000000000f03f00",
         );
         let done = Done { cpu_seconds: 0.5, peak_rss_bytes: 1, bytes_sent: vec![("go".into(), 7)] };
         vector(&Report::Done(done), "02000000000000e03f010102676f07");
@@ -439,6 +470,10 @@ mod tests {
         let offer = AlignmentOffer { ids: 300, nonce: [1; 32], kept: Some([2; 32]), held: vec![5, 0], finished: false };
         vector(&offer, &format!("ac02{}01{}02050000", "01".repeat(32), "02".repeat(32)));
         vector(&AlignmentResult { rows: 300 }, "ac02");
+        let seal = serde_json::from_str(r#"{"algorithm": "ed25519", "signature": "ab", "certificate": "c"}"#).unwrap();
+        let (time, previous) = ("t".into(), "p".into());
+        let head = AuditHead { role: Role::Server, sequence: 300, time, previous, seal };
+        vector(&head, "06736572766572ac0201740170020261620163");
     }
 
     proptest! {

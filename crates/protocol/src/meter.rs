@@ -35,6 +35,7 @@ impl Meter {
             wire_bytes_sent: network.wire_bytes_sent().saturating_sub(self.wire_bytes),
             train_loss: None,
             test: None,
+            head: None,
         }
     }
 }

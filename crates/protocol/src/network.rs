@@ -1,9 +1,10 @@
 //! One role's channels to all its peers.
 
+use crate::audit::Audit;
 use crate::channel::{Channel, all};
 use crate::error::ProtocolError;
-use crate::message::{Control, Kind};
-use crate::{Role, Step};
+use crate::message::{AuditHead, Control, Kind};
+use crate::{Ending, Phase, Role, SessionConfig, Step, Task};
 use ndarray::{ArrayView2, ArrayViewMut2};
 use spnn_crypto::PairKey;
 use std::collections::BTreeMap;
@@ -12,13 +13,14 @@ use std::collections::BTreeMap;
 pub struct Network {
     me: Role,
     channels: BTreeMap<Role, Channel>,
+    audit: Option<Audit>,
 }
 
 impl Network {
     /// A network without channels.
     #[must_use]
     pub fn new(me: Role) -> Self {
-        Self { me, channels: BTreeMap::new() }
+        Self { me, channels: BTreeMap::new(), audit: None }
     }
 
     /// The role whose network this is.
@@ -47,6 +49,67 @@ impl Network {
     /// All channels, in order of role.
     pub fn channels(&mut self) -> impl Iterator<Item = &mut Channel> {
         self.channels.values_mut()
+    }
+
+    /// From here on writes down what goes over the channels, in `audit`.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Storage`] naming the file.
+    pub fn begin_audit(
+        &mut self,
+        audit: &Audit,
+        session: &SessionConfig,
+        task: Task,
+        incarnation: u64,
+    ) -> Result<(), ProtocolError> {
+        let key = |c: &Channel| c.link().fingerprint().map(|key| key.to_string());
+        let peers = self.channels.iter().map(|(role, c)| (*role, key(c))).collect();
+        audit.start(self.me, session, task, incarnation, peers)?;
+        self.channels.values_mut().for_each(|c| c.count_in(audit));
+        self.audit = Some(audit.clone());
+        Ok(())
+    }
+
+    /// Something protected, `[rows, width]`, was made plain to this role.
+    pub fn opened(&self, step: Step, what: &'static str, rows: usize, width: usize) {
+        if let Some(audit) = &self.audit {
+            audit.opened(step, what, rows, width);
+        }
+    }
+
+    /// This role wrote predictions of `records` records, each scored `per_record_max` times at most.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Storage`] naming the audit log.
+    pub fn released(&self, records: usize, outputs: usize, per_record_max: usize) -> Result<(), ProtocolError> {
+        self.audit.as_ref().map_or(Ok(()), |audit| audit.released(records, outputs, per_record_max))
+    }
+
+    /// An epoch is over: what happened in it is written down. Under a contract, server and parties exchange the signed
+    /// heads of their logs, and this role's is returned for its report.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Storage`] naming the audit log; [`ProtocolError::Unexpected`] if a peer's head is not good.
+    pub async fn audit_epoch(&mut self, epoch: u32) -> Result<Option<AuditHead>, ProtocolError> {
+        let Some(audit) = &self.audit else { return Ok(None) };
+        let Some(head) = audit.epoch_end(epoch)? else { return Ok(None) };
+        let audit = audit.clone();
+        let step = Step { phase: Phase::Train, epoch, batch: 0 };
+        let peers = self.channels.values_mut().filter(|c| c.peer() != Role::Coordinator);
+        let ours = &head;
+        let heads = all(peers.map(|c| async move { Ok((c.peer(), c.exchange(step, ours).await?)) })).await?;
+        for (peer, theirs) in heads {
+            audit.peer_head(peer, theirs)?;
+        }
+        Ok(Some(head))
+    }
+
+    /// This start of the session is over, well or interrupted: the rest is written down.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Storage`] naming the audit log.
+    pub fn end_audit(&self, interrupted: Option<Ending>) -> Result<(), ProtocolError> {
+        self.audit.as_ref().map_or(Ok(()), |audit| audit.end(interrupted))
     }
 
     /// Sends a control message.

@@ -6,12 +6,13 @@ use rustls::SignatureScheme;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use webpki::EndEntityCert;
 
 /// A signature and the certificate that it is by, as text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Seal {
+pub struct Seal {
     algorithm: Algorithm,
     /// Lower-case hexadecimal.
     signature: String,
@@ -52,12 +53,14 @@ impl Algorithm {
 impl Seal {
     /// Signs `message`, which says in its first bytes what it is: the same keys sign for TLS.
     pub(crate) fn make(identity: &Identity, message: &[u8]) -> Result<Self, String> {
-        let (scheme, signature) = identity.sign(&Algorithm::ALL.map(Algorithm::scheme), message)?;
+        let certificate = to_pem(identity.chain());
+        let message = with_certificate(message, &certificate);
+        let (scheme, signature) = identity.sign(&Algorithm::ALL.map(Algorithm::scheme), &message)?;
         let algorithm = Algorithm::ALL.into_iter().find(|a| a.scheme() == scheme);
         Ok(Self {
             algorithm: algorithm.ok_or_else(|| format!("keys that sign by {scheme:?} are not supported"))?,
             signature: hex(&signature),
-            certificate: to_pem(identity.chain()),
+            certificate,
         })
     }
 
@@ -69,19 +72,26 @@ impl Seal {
         let leaf = chain.first().ok_or("it holds no certificate")?;
         let (role, key) = role_and_fingerprint(leaf)?;
         // Nothing but the chain: text beside it would be covered by nobody's signature.
-        if !to_pem(&chain).lines().eq(self.certificate.lines()) {
+        let certificate = to_pem(&chain);
+        if !certificate.lines().eq(self.certificate.lines()) {
             return Err("its certificate is not written as this program writes it".into());
         }
+        let message = with_certificate(message, &certificate);
         let signature = bytes(&self.signature).ok_or("its value is not lower-case hexadecimal")?;
         let parsed = EndEntityCert::try_from(leaf).map_err(|e| e.to_string())?;
         let schemes = provider().signature_verification_algorithms.mapping;
         let with = schemes.iter().filter(|(scheme, _)| *scheme == self.algorithm.scheme()).flat_map(|(_, all)| *all);
-        let mut with = with.map(|algorithm| parsed.verify_signature(*algorithm, message, &signature));
+        let mut with = with.map(|algorithm| parsed.verify_signature(*algorithm, &message, &signature));
         if !with.any(|verified| verified.is_ok()) {
             return Err("its value does not verify: what is signed, or the value, was changed".into());
         }
         Ok(Signer { role, key, chain })
     }
+}
+
+/// The signer answers for the certificate that it shows, too: not every reader has the authority at hand.
+fn with_certificate(message: &[u8], certificate: &str) -> Vec<u8> {
+    [message, b"\0", &Sha256::digest(certificate)].concat()
 }
 
 fn to_pem(chain: &[CertificateDer<'_>]) -> String {

@@ -123,6 +123,9 @@ impl<'a> Server<'a> {
             done = running.work() => done,
         };
         *reached = Some(running.training.position());
+        if let Err(e) = &done {
+            running.network.end_audit(Some(e.ending(Role::Server)))?;
+        }
         match done {
             Err(e) if e.is_interruption() || matches!(e, ProtocolError::Stopped) => {
                 running.keep()?;
@@ -184,6 +187,7 @@ impl<'a> Running<'a> {
         self.network.send(Role::Coordinator, Step::SETUP, &Report::Done(done)).await?;
         self.network.channel(Role::Coordinator)?.set_timeout(LONG);
         let Finish = self.network.recv(Role::Coordinator, Step::SETUP).await?;
+        self.network.end_audit(None)?;
         self.training.finish()
     }
 

@@ -27,10 +27,11 @@ impl Running<'_> {
             }
             self.training.batches_done(&self.network);
             self.pass(first_layer, Phase::Evaluate, epoch).await?;
-            let end = self.training.end_epoch(|_| {});
+            let mut end = self.training.end_epoch(|_| {});
             if self.training.epoch().is_none() {
                 self.checkpoint()?;
             }
+            end.head = self.network.audit_epoch(epoch).await?;
             self.report(end).await?;
         }
         Ok(())
@@ -50,6 +51,7 @@ impl Running<'_> {
         let network = &mut self.network;
 
         let h1 = first_layer.open(network, step, rows).await?;
+        network.opened(step, "h1", rows, h1.ncols());
         if self.options.stop.requested() {
             // All shares of this batch are here, so everyone is done with the one before.
             return Err(ProtocolError::Stopped);
@@ -82,6 +84,7 @@ impl Running<'_> {
     async fn pass(&mut self, first_layer: &mut dyn ServerSide, phase: Phase, epoch: u32) -> Result<(), ProtocolError> {
         for Batch { step, rows, .. } in self.schedule.batches(phase, epoch) {
             let h1 = first_layer.open(&mut self.network, step, rows).await?;
+            self.network.opened(step, "h1", rows, h1.ncols());
             let z = self.model.forward(h1, Mode::Evaluate).map_err(|source| ProtocolError::Model { step, source })?;
             self.network.send_tensor(self.session.label_role(), Kind::HiddenOutput, step, z).await?;
             self.options.monitor.rows_done(rows);

@@ -10,7 +10,7 @@ mod leak;
 mod signature;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use expiry::Expiry;
 pub use leak::Leak;

@@ -1,7 +1,7 @@
 //! A role's signature under a contract: a text file beside it.
 //!
 //! Signed is `"spnn contract v1\0"`, the SHA-256 of the session's canonical text with all terms, and the time of signing
-//! as text. The key is that of the role's certificate, whose fingerprint the contract names: whoever signs, signs for
+//! as text, then what every [`Seal`] adds: a zero byte and the SHA-256 of the signer's certificates. The key is that of the role's certificate, whose fingerprint the contract names: whoever signs, signs for
 //! exactly the keys that will take part.
 
 use super::{ContractError, ContractTerms};

@@ -12,13 +12,13 @@ use std::time::Duration;
 const SESSION: &str = include_str!("../../../../examples/breast_cancer/session.toml");
 
 /// An authority, and certificates of all roles of the example, in a directory.
-struct Desk {
+pub(crate) struct Desk {
     directory: tempfile::TempDir,
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Desk {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -30,7 +30,7 @@ impl Desk {
         desk
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
@@ -50,7 +50,7 @@ impl Desk {
         }
     }
 
-    fn identity(&self, file: &str) -> Identity {
+    pub(crate) fn identity(&self, file: &str) -> Identity {
         let path = |extension: &str| self.path(&format!("{file}.{extension}"));
         Identity::load(IdentityFiles::new(&path("pem"), &path("key"), &self.path("ca.pem"))).unwrap()
     }

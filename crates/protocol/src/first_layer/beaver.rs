@@ -265,6 +265,7 @@ impl Party {
             put_columns(&mut share, d, &self.columns, &own);
             self.dealer.mask_rows(&self.masks.of(step, Tensor::U), Sign::Minus, rows, &mut share);
             open(network, step, part, &mut share, &mut self.received).await?;
+            network.opened(step, "e", rows.len(), d);
             self.opened.extend_from_slice(&share);
         }
         Ok(())
@@ -314,6 +315,7 @@ impl Party {
         }
         share.iter_mut().zip(&self.v).for_each(|(w, v)| *w = w.wrapping_sub(*v));
         open(network, step, 0, &mut share, &mut self.received).await?;
+        network.opened(step, "f", self.features, h);
         Ok(share)
     }
 

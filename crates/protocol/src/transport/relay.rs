@@ -112,15 +112,20 @@ pub(super) struct RelayLink {
     /// The connection to the coordinator that carries the relayed stream.
     carrier: Arc<dyn Link>,
     key: PairKey,
+    fingerprint: Fingerprint,
 }
 
 impl RelayLink {
-    pub(super) fn new(carrier: Arc<dyn Link>, key: PairKey) -> Self {
-        Self { carrier, key }
+    pub(super) fn new(carrier: Arc<dyn Link>, key: PairKey, fingerprint: Fingerprint) -> Self {
+        Self { carrier, key, fingerprint }
     }
 }
 
 impl Link for RelayLink {
+    fn fingerprint(&self) -> Option<Fingerprint> {
+        Some(self.fingerprint)
+    }
+
     fn end(&self, _ending: Ending) {
         // The carrier is closed by its own channel; the coordinator tells the other party.
     }

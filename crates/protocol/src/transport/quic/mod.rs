@@ -253,7 +253,7 @@ impl QuicTransport {
             return Err(wrong_key(role, pin, presented));
         }
         let (reader, writer) = tokio::io::split(stream);
-        let link = Arc::new(RelayLink::new(link, key));
+        let link = Arc::new(RelayLink::new(link, key, presented));
         Ok(Channel::new(role, link, Box::new(reader), Box::new(writer), self.options.peer_timeout))
     }
 }
@@ -384,6 +384,10 @@ impl Link for QuicLink {
 
     fn wire_bytes_sent(&self) -> u64 {
         self.connection.stats().udp_tx.bytes
+    }
+
+    fn fingerprint(&self) -> Option<Fingerprint> {
+        peer_identity(&self.connection).ok().map(|(_, fingerprint)| fingerprint)
     }
 
     fn pair_key(&self, label: &'static str) -> Result<PairKey, ProtocolError> {
