@@ -367,7 +367,7 @@ fn a_coordinator_that_dies_is_named() {
 
 #[test]
 fn every_help_ends_with_an_example() {
-    let commands: [&[&str]; 14] = [
+    let commands: [&[&str]; 15] = [
         &[],
         &["simulate"],
         &["pooled"],
@@ -381,6 +381,7 @@ fn every_help_ends_with_an_example() {
         &["pki", "show"],
         &["evaluate"],
         &["experiment"],
+        &["inspect"],
         &["predict"],
     ];
     for command in commands {

@@ -1,14 +1,14 @@
 //! A party from joining to its saved part.
 
-use crate::data::{DataSource, Standardizer};
+use crate::data::{DataSource, Encoding};
 use crate::prepare::{Gathered, Prepared, training_rows};
 use crate::train::Losses;
 use crate::{PartyError, data};
-use ndarray::Array2;
+use ndarray::{Array2, ArrayViewMut2};
 use serde::{Deserialize, Serialize};
 use spnn_crypto::SecretRng;
 use spnn_nn::{LabelHead, Optimizer, OptimizerState, Parameter, first_layer_weights};
-use spnn_protocol::first_layer::party_side;
+use spnn_protocol::first_layer::{OwnFeatures, party_side};
 use spnn_protocol::message::{Done, Finish, Metrics, Report, Task};
 use spnn_protocol::transport::Transport;
 use spnn_protocol::{
@@ -85,8 +85,7 @@ pub struct Outcome {
 /// What a party keeps beside its tensors.
 #[derive(Serialize, Deserialize)]
 struct Kept {
-    features: Vec<String>,
-    standardizer: Option<Standardizer>,
+    encoding: Encoding,
 }
 
 const WEIGHTS: &str = "first_layer.weight";
@@ -126,7 +125,9 @@ impl<'a> Party<'a> {
 
     async fn work(&mut self) -> Result<Outcome, PartyError> {
         let Self { session, incarnation, network, features, data, .. } = self;
-        let mut first_layer = party_side(session, *incarnation, network, features, data.features()).await?;
+        let mut gather = |rows: &[u32], out: ArrayViewMut2<'_, f32>| data.gather(rows, out);
+        let own = OwnFeatures { rows: data.rows()?, gather: &mut gather };
+        let mut first_layer = party_side(session, *incarnation, network, features, own).await?;
         let outcome = match self.options.join.task {
             Task::Train => {
                 self.train(&mut *first_layer).await?;
@@ -211,34 +212,34 @@ impl<'a> Party<'a> {
         if self.options.join.task != Task::Train {
             return Ok(());
         }
-        let state = self.state();
+        let state = self.state()?;
         self.training.keep(&self.network, state)
     }
 
     /// Begins to write a checkpoint where training is.
     pub(crate) fn checkpoint(&mut self) -> Result<(), ProtocolError> {
-        let state = self.state();
+        let state = self.state()?;
         self.training.checkpoint(&self.network, state)
     }
 
-    fn state(&mut self) -> State {
+    fn state(&mut self) -> Result<State, ProtocolError> {
         let parameters = parameter_values(&self.parameters());
-        State {
-            data: self.data.digest(),
+        Ok(State {
+            data: self.data.digest()?,
             parameters,
             optimizer: self.optimizer.export_state(),
             head_optimizer: self.head.as_ref().map(|h| h.optimizer.export_state()),
             noise_seeds: self.noise_seeds,
             losses: self.losses.clone(),
-        }
+        })
     }
 
     fn restore(&mut self, state: State) -> Result<(), PartyError> {
-        if state.data != self.data.digest() {
+        if state.data != self.data.digest()? {
             let reason = format!(
                 "{} has other content than when training began; bring it back, or remove 'checkpoints' at every role \
                  to start from nothing",
-                self.options.data.file.display()
+                self.options.data.file
             );
             return Err(PartyError::Unfit(reason));
         }
@@ -254,8 +255,8 @@ impl<'a> Party<'a> {
     }
 
     fn save(&mut self) -> Result<(), PartyError> {
-        let kept =
-            Kept { features: self.data.feature_names().to_vec(), standardizer: self.data.standardizer().cloned() };
+        let encoding = self.data.encoding().cloned();
+        let kept = Kept { encoding: encoding.ok_or_else(|| PartyError::Unfit("the data were not encoded".into()))? };
         let (me, directory) = (self.network.me(), self.options.join.directory.clone());
         let session = self.session;
         SavedModel::of(&self.parameters(), kept).save(&directory, me, session)?;
@@ -330,24 +331,18 @@ async fn attempt(
     }
 }
 
-/// The party's file, checked and scaled.
+/// The party's files, checked and encoded.
 fn read_data(me: Role, session: &SessionConfig, options: &PartyOptions) -> Result<Prepared, PartyError> {
     let JoinOptions { task, directory, .. } = &options.join;
-    let mut data = Prepared::read_as(&options.data, me == session.label_role(), *task != Task::Predict)?;
-    let shape = data.shape()?;
-    info!(shape.rows, shape.features, "read {}", options.data.file.display());
-    let standardizer = match task {
-        Task::Train => data.fit(&session.preparation, &training_rows(&session.schedule(shape.rows)))?,
+    let mut data = Prepared::read_as(&options.data, me == session.label_role(), *task != Task::Predict, directory)?;
+    let rows = data.rows()?;
+    match task {
+        Task::Train => data.fit(&session.preparation, &training_rows(&session.schedule(rows)))?,
         Task::Evaluate | Task::Predict => {
-            let kept = SavedModel::<Kept>::load(directory, me, session)?.extra;
-            if kept.features != data.feature_names() {
-                let (expected, found) = (kept.features.join(", "), data.feature_names().join(", "));
-                return Err(PartyError::Unfit(format!("the model was trained on columns {expected}; found {found}")));
-            }
-            kept.standardizer
+            data.encode(SavedModel::<Kept>::load(directory, me, session)?.extra.encoding)?;
         }
-    };
-    data.scale(standardizer, &session.preparation)?;
+    }
+    info!(rows, features = data.features(), "read {}", options.data.file);
     Ok(data)
 }
 
