@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use ::parquet::basic::{ConvertedType, IntType, LogicalType, Repetition, TimeUnit, Type};
@@ -39,21 +40,22 @@ pub(super) fn read(file: &Path, rows: Option<u64>, intake: &mut impl Intake) -> 
     let damaged = |e| damaged(file, e);
     let mut before = 0;
     for group in 0..reader.num_row_groups() {
-        let group = reader.get_row_group(group).map_err(damaged)?;
+        let group = guarded(|| reader.get_row_group(group)).map_err(damaged)?;
         let mut left = usize::try_from(group.metadata().num_rows()).unwrap_or(0);
         let mut columns = Vec::new();
         for &position in &chosen {
             let (leaf, meaning) = schema.leaf(file, position)?;
             columns.push(Column {
                 name: &schema.header.names()[position],
-                reader: group.get_column_reader(leaf).map_err(damaged)?,
+                reader: guarded(|| group.get_column_reader(leaf)).map_err(damaged)?,
                 level: group.metadata().column(leaf).column_descr().max_def_level(),
                 levels: Vec::new(),
                 meaning,
             });
         }
         while left > 0 {
-            let rows = left.min(BLOCK_ROWS);
+            // Without a column that can be read there is nothing that ends if the number of rows is not true.
+            let rows = if columns.is_empty() { left } else { left.min(BLOCK_ROWS) };
             for (place, column) in columns.iter_mut().enumerate() {
                 let name = column.name;
                 let taken = column.read(rows, |row, value| {
@@ -83,7 +85,14 @@ pub(super) fn count_rows(file: &Path) -> Result<u64, DataError> {
 
 fn open(file: &Path) -> Result<SerializedFileReader<File>, DataError> {
     let input = File::open(file).map_err(|source| DataError::Open { file: file.to_path_buf(), source })?;
-    SerializedFileReader::new(input).map_err(|e| damaged(file, e))
+    guarded(|| SerializedFileReader::new(input)).map_err(|e| damaged(file, e))
+}
+
+/// Calls into the crate: it asserts what a damaged file breaks, such as that nothing has a negative length. What panics
+/// has come from outside, so it is an error here.
+fn guarded<T>(call: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
+    let asserted = |_| Err(ParquetError::General("its parts do not fit together".to_owned()));
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(asserted)
 }
 
 fn damaged(file: &Path, error: ParquetError) -> DataError {
@@ -278,7 +287,8 @@ impl<F: FnMut(usize, Result<Value<'_>, Wrong>) -> Result<(), DataError>> Pass<'_
     ) -> Result<Result<(), DataError>, ParquetError> {
         let mut values = Vec::with_capacity(self.rows);
         self.levels.clear();
-        let (records, _, _) = reader.read_records(self.rows, Some(self.levels), None, &mut values)?;
+        let (rows, levels) = (self.rows, &mut *self.levels);
+        let (records, _, _) = guarded(|| reader.read_records(rows, Some(levels), None, &mut values))?;
         let lacking = || ParquetError::EOF("a column has fewer values than the file has rows".to_owned());
         if records != self.rows {
             return Err(lacking());
