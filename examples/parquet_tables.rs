@@ -93,7 +93,7 @@ fn make(directory: &Path, rows: usize, columns: usize) -> Result<(), Box<dyn Err
 
 /// A column's values, which are added to the scores or taken from them in turn.
 fn column(rng: &mut ChaCha8Rng, at: usize, scores: &mut [f32]) -> Vec<f32> {
-    let sign = if at % 2 == 0 { 1.0 } else { -1.0 };
+    let sign = if at.is_multiple_of(2) { 1.0 } else { -1.0 };
     let value = |score: &mut f32| {
         // A sum of three uniform numbers is near enough to normal; three digits, as measured data have.
         let x = ((0..3).map(|_| rng.random::<f32>() - 0.5).sum::<f32>() * 1000.0).round() / 1000.0;

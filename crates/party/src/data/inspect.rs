@@ -344,6 +344,7 @@ impl Watched {
         };
         let (min, max) = range.unzip();
         let (distinct, distinct_is_exact) = self.different.count();
+        let distinct = distinct.min(all);
         Profile { name: name.to_owned(), content, missing: self.missing, distinct, distinct_is_exact, min, max, mean }
     }
 }
