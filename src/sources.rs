@@ -65,26 +65,34 @@ pub fn sources_in(section: &DataSection, files: &[PathBuf]) -> Result<Vec<DataSo
         }
     };
     let sources = section.parties.iter().zip(files.iter().cycle()).map(source).collect();
-    share_types(sources, types)
+    share(sources, types, section)
 }
 
-/// Gives each party the types of the columns that its file has.
-fn share_types(
+/// Gives each party the types, and what is to be ignored, of the columns that its file has.
+fn share(
     mut sources: Vec<DataSource>,
     types: BTreeMap<String, ColumnType>,
+    section: &DataSection,
 ) -> Result<Vec<DataSource>, SourcesError> {
-    let mut absent: BTreeSet<&String> = types.keys().collect();
-    if types.is_empty() {
+    if types.is_empty() && section.ignore.is_empty() {
         return Ok(sources);
     }
+    // New rows that are to be predicted have no label.
+    let typed = types.keys().filter(|column| Some(*column) != section.label.as_ref()).map(|column| ("types", column));
+    let mut absent: BTreeSet<_> = typed.chain(section.ignore.iter().map(|column| ("ignore", column))).collect();
     for source in &mut sources {
         let columns: BTreeSet<String> = read_columns(source)?.into_iter().collect();
         source.types = types.iter().filter(|(c, _)| columns.contains(*c)).map(|(c, t)| (c.clone(), *t)).collect();
-        absent.retain(|column| !columns.contains(*column));
+        if source.columns.is_none() {
+            source.ignore = section.ignore.iter().filter(|column| columns.contains(*column)).cloned().collect();
+        }
+        absent.retain(|(_, column)| !columns.contains(*column));
     }
     match absent.first() {
         None => Ok(sources),
-        Some(column) => Err(SourcesError::Session(format!("data.types.{column}: no party has a column of this name"))),
+        Some((list, column)) => {
+            Err(SourcesError::Session(format!("data.{list}: no party has a column named {column}")))
+        }
     }
 }
 

@@ -112,6 +112,9 @@ pub struct DataSection {
     #[serde(default)]
     standardize: bool,
     clip: Option<f64>,
+    /// Columns that are no features, of parties that do not list theirs. Simulations only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ignore: Vec<String>,
     /// What is done where a feature has no value. Simulations only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missing: Option<toml::Value>,
