@@ -13,7 +13,7 @@ use spnn_nn::{
 use spnn_party::data::DataSource;
 use spnn_party::{PartyError, Prepared, digest_ids};
 use spnn_protocol::message::Metrics;
-use spnn_protocol::{Phase, SessionConfig, usage};
+use spnn_protocol::{Phase, ProtocolError, SessionConfig, usage};
 use std::time::Instant;
 use thiserror::Error;
 
@@ -23,6 +23,9 @@ pub enum PooledError {
     /// A party's data.
     #[error(transparent)]
     Party(#[from] PartyError),
+    /// What of it is kept on disk.
+    #[error(transparent)]
+    Storage(#[from] ProtocolError),
     /// The layers do not fit.
     #[error(transparent)]
     Spec(#[from] SpecError),
@@ -204,27 +207,35 @@ pub fn pool(
     let mut ids = None;
     for (i, source) in sources.iter().enumerate() {
         let is_holder = i == usize::from(session.label_holder.0);
-        let mut data = Prepared::read_as(source, is_holder, true)?;
-        let shape = data.shape()?;
-        let digest = digest_ids(data.ids().iter());
-        if *ids.get_or_insert(digest) != digest {
+        let mut data = Prepared::read_as(source, is_holder, true, &std::env::temp_dir())?;
+        let (rows, own) = (data.rows()?, digest_ids(data.ids().iter()));
+        if *ids.get_or_insert(own) != own {
             return Err(PooledError::Unfit(format!(
                 "the ids of {} are not those of the first file in the same order",
-                source.file.display()
+                source.file
             )));
         }
         if is_holder {
             labels = data.labels().map(<[f32]>::to_vec);
         }
         if only.is_none_or(|o| usize::from(o) == i) {
-            let schedule = session.schedule(shape.rows);
-            let standardizer = data.fit(&session.preparation, &schedule.order(Phase::Train, 1))?;
-            data.scale(standardizer, &session.preparation)?;
-            blocks.push(data.features().to_owned());
+            data.fit(&session.preparation, &session.schedule(rows).order(Phase::Train, 1))?;
+            blocks.push(all_features(&data)?);
         }
     }
     let labels = labels.ok_or_else(|| PooledError::Unfit("the label holder's file has no labels".into()))?;
     let views: Vec<_> = blocks.iter().map(|b| b.view()).collect();
     let x = concatenate(Axis(1), &views).map_err(|e| PooledError::Unfit(e.to_string()))?;
     Ok((x, labels))
+}
+
+/// The encoded features of all rows, `[rows, d]`.
+///
+/// # Errors
+/// [`PooledError`] if what is on disk cannot be read.
+pub(crate) fn all_features(data: &Prepared) -> Result<Array2<f32>, PooledError> {
+    let rows: Vec<u32> = (0..data.rows()?).collect();
+    let mut x = Array2::zeros((rows.len(), data.features()));
+    data.gather(&rows, x.view_mut())?;
+    Ok(x)
 }

@@ -1,9 +1,10 @@
 //! Where each party's columns are in a simulation: from the `[data]` section of a session file.
 
 use serde::Deserialize;
-use spnn_party::data::{Columns, DataError, DataSource, read_columns};
+use spnn_party::data::{ColumnType, Columns, DataError, DataSource, Files, Missing, read_columns};
 use spnn_protocol::{DataSection, PartySection, SessionFile};
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// What a session file lacks for a simulation.
@@ -22,26 +23,77 @@ pub enum SourcesError {
 /// # Errors
 /// [`SourcesError`] naming what the session file lacks.
 pub fn sources(section: &DataSection, directory: &Path) -> Result<Vec<DataSource>, SourcesError> {
-    let id = section
-        .id
-        .clone()
-        .map(|value| Columns::deserialize(value).map_err(|e| SourcesError::Session(format!("data.id: {e}"))))
-        .transpose()?;
-    let source = |(i, party): (usize, &PartySection)| {
-        let file = party
-            .file
-            .as_ref()
-            .ok_or_else(|| SourcesError::Session(format!("data.parties.{i} has no file, which a simulation needs")))?;
-        Ok(DataSource {
-            file: directory.join(file),
+    let file = |(i, party): (usize, &PartySection)| {
+        let file = party.file.as_ref();
+        file.map(|file| directory.join(file))
+            .ok_or_else(|| SourcesError::Session(format!("data.parties.{i} has no file, which a simulation needs")))
+    };
+    let files = section.parties.iter().enumerate().map(file).collect::<Result<Vec<_>, _>>()?;
+    sources_in(section, &files)
+}
+
+/// As [`sources`], with other files than the session file names: one for each party, or one for all.
+///
+/// # Errors
+/// [`SourcesError`] if they are of another number than the parties, or do not have the columns.
+pub fn sources_in(section: &DataSection, files: &[PathBuf]) -> Result<Vec<DataSource>, SourcesError> {
+    let parties = section.parties.len();
+    if ![1, parties].contains(&files.len()) {
+        let message = format!("{} files for {parties} parties; name one for each", files.len());
+        return Err(SourcesError::Session(message));
+    }
+    let wrong = |name: &str, e: toml::de::Error| SourcesError::Session(format!("data.{name}: {}", e.message()));
+    let id = section.id.clone().map(|id| Columns::deserialize(id).map_err(|e| wrong("id", e))).transpose()?;
+    let missing = section.missing.clone().map(|m| Missing::deserialize(m).map_err(|e| wrong("missing", e)));
+    let missing = missing.transpose()?.unwrap_or_default();
+    let types = section.types.iter().map(|(column, value)| {
+        let kind = ColumnType::deserialize(value.clone()).map_err(|e| wrong(&format!("types.{column}"), e))?;
+        Ok((column.clone(), kind))
+    });
+    let types = types.collect::<Result<BTreeMap<_, _>, SourcesError>>()?;
+    let source = |(party, file): (&PartySection, &PathBuf)| {
+        let all = DataSource::new(Files::One(file.clone()));
+        DataSource {
             id: id.clone(),
             row_numbers_as_ids: section.row_numbers_as_ids,
             label: section.label.clone(),
             columns: party.columns.clone(),
-            ignore: Vec::new(),
-        })
+            missing,
+            categories_max: section.categories_max.unwrap_or(all.categories_max),
+            memory_max_mib: section.memory_max_mib.unwrap_or(all.memory_max_mib),
+            ..all
+        }
     };
-    section.parties.iter().enumerate().map(source).collect()
+    let sources = section.parties.iter().zip(files.iter().cycle()).map(source).collect();
+    share(sources, types, section)
+}
+
+/// Gives each party the types, and what is to be ignored, of the columns that its file has.
+fn share(
+    mut sources: Vec<DataSource>,
+    types: BTreeMap<String, ColumnType>,
+    section: &DataSection,
+) -> Result<Vec<DataSource>, SourcesError> {
+    if types.is_empty() && section.ignore.is_empty() {
+        return Ok(sources);
+    }
+    // New rows that are to be predicted have no label.
+    let typed = types.keys().filter(|column| Some(*column) != section.label.as_ref()).map(|column| ("types", column));
+    let mut absent: BTreeSet<_> = typed.chain(section.ignore.iter().map(|column| ("ignore", column))).collect();
+    for source in &mut sources {
+        let columns: BTreeSet<String> = read_columns(source)?.into_iter().collect();
+        source.types = types.iter().filter(|(c, _)| columns.contains(*c)).map(|(c, t)| (c.clone(), *t)).collect();
+        if source.columns.is_none() {
+            source.ignore = section.ignore.iter().filter(|column| columns.contains(*column)).cloned().collect();
+        }
+        absent.retain(|(_, column)| !columns.contains(*column));
+    }
+    match absent.first() {
+        None => Ok(sources),
+        Some((list, column)) => {
+            Err(SourcesError::Session(format!("data.{list}: no party has a column named {column}")))
+        }
+    }
 }
 
 /// Splits the feature columns of the one file that all parties of the session read over `parties` parties, in file

@@ -355,7 +355,7 @@ fn a_coordinator_that_dies_is_named() {
 
 #[test]
 fn every_help_ends_with_an_example() {
-    let commands: [&[&str]; 25] = [
+    let commands: [&[&str]; 26] = [
         &[],
         &["simulate"],
         &["pooled"],
@@ -379,6 +379,7 @@ fn every_help_ends_with_an_example() {
         &["contract", "show"],
         &["evaluate"],
         &["experiment"],
+        &["inspect"],
         &["predict"],
         &["align"],
     ];

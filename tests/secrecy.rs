@@ -231,12 +231,9 @@ fn shares(ring_bits: u32, directory: &Path) -> (SessionConfig, [Vec<u8>; 2]) {
     let party = |i: u16, file: &str| PartyOptions {
         join: join(Role::party(i)),
         data: DataSource {
-            file: directory.join(file),
             id: Some(Columns::One("id".into())),
-            row_numbers_as_ids: false,
             label: (i == 0).then(|| "y".into()),
-            columns: None,
-            ignore: Vec::new(),
+            ..DataSource::new(directory.join(file))
         },
         scores: None,
     };

@@ -396,12 +396,9 @@ fn run_in(root: &Path, session: &SessionConfig, plan: &Plan, stop_after: Option<
         });
         let parties = session.party_roles().enumerate().map(|(i, role)| {
             let data = DataSource {
-                file: root.join(format!("{i}.csv")),
                 id: Some(Columns::One("id".into())),
-                row_numbers_as_ids: false,
                 label: (i == 0).then(|| "y".into()),
-                columns: None,
-                ignore: Vec::new(),
+                ..DataSource::new(root.join(format!("{i}.csv")))
             };
             let options = PartyOptions { join: join(role), data, scores: None };
             let (fate, end) = (&fates[&role], &end);

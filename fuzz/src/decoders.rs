@@ -11,7 +11,7 @@ use spnn::crypto::paillier::{
 };
 use spnn::nn::{Model, Optimizer, OptimizerState, Parameter, Sequential};
 use spnn::party::Prepared;
-use spnn::party::data::{Columns, DataSource, Standardizer};
+use spnn::party::data::{ColumnType, Columns, DataSource, Encoding, Missing, read_columns};
 use spnn::protocol::message::{
     AlignmentOffer, AlignmentResult, AuditHead, Control, Finish, Go, HEADER_BYTES, Header, Hello, IdDigest, Ready,
     Report, Start, decode_control, encode_control,
@@ -173,8 +173,7 @@ fn with_footer(mut bytes: Vec<u8>) -> Vec<u8> {
 /// What a party keeps beside its tensors.
 #[derive(Serialize, Deserialize)]
 struct Kept {
-    features: Vec<String>,
-    standardizer: Option<Standardizer>,
+    encoding: Encoding,
 }
 
 /// The two files of a saved model: either one as it is, and each with digests that fit.
@@ -215,23 +214,26 @@ pub(crate) fn saved_model(input: &[u8]) {
         gradient: &[0.0; 3 * 4],
     }];
     let _ = loaded.restore(directory.path(), &mut weights);
-    if let Some(standardizer) = loaded.extra.standardizer
-        && standardizer.check_names(&["a", "b", "c"].map(String::from)).is_ok()
-    {
-        let mut features = ndarray::array![[0.0, -1.0, f32::MAX], [1e-30, 1.0, f32::MIN]];
-        standardizer.apply(&mut features);
-        assert!(features.iter().all(|x| x.is_finite()), "a scaling that makes {features}");
+    let file = directory.path().join("data.csv");
+    fs::write(&file, format!("a,b,c\n0,-1,{}\n1e-30,1,{}\n", f32::MAX, f32::MIN)).unwrap();
+    let source = DataSource { row_numbers_as_ids: true, ..DataSource::new(file) };
+    let mut data = Prepared::read_as(&source, false, false, directory.path()).expect("a sound file");
+    if data.encode(loaded.extra.encoding).is_ok() {
+        let mut features = ndarray::Array2::zeros((2, data.features()));
+        data.gather(&[0, 1], features.view_mut()).expect("a table in memory");
+        assert!(features.iter().all(|x| x.is_finite()), "an encoding that makes {features}");
     }
 }
 
-/// A party's file, and what the party makes of it.
+/// A party's file, and what the party makes of it: of numbers, and of columns of every type.
 pub(crate) fn csv(input: &[u8]) {
     let mut input = Input(input);
     let choice = input.u8();
     let bit = |at: u8| choice >> at & 1 == 1;
     let directory = scratch();
+    let file = directory.path().join(if bit(0) { "data.csv.gz" } else { "data.csv" });
+    fs::write(&file, input.rest()).unwrap();
     let source = DataSource {
-        file: directory.path().join(if bit(0) { "data.csv.gz" } else { "data.csv" }),
         id: (!bit(1)).then(|| match bit(2) {
             false => Columns::One("id".into()),
             true => Columns::Many(vec!["id".into(), "a".into()]),
@@ -240,20 +242,42 @@ pub(crate) fn csv(input: &[u8]) {
         label: bit(3).then(|| "y".into()),
         columns: bit(4).then(|| vec!["a..c".into()]),
         ignore: if bit(5) { vec!["b".into()] } else { Vec::new() },
+        ..DataSource::new(file)
     };
-    fs::write(&source.file, input.rest()).unwrap();
-    let mut data = match Prepared::read_as(&source, true, bit(3)) {
+    let spec = PreparationSpec { test_fraction: 0.0, standardize: bit(6), clip: bit(7).then_some(5.0) };
+    prepare(&source, bit(3), &spec, directory.path());
+    prepare(&typed(source), bit(3), &spec, directory.path());
+}
+
+/// The same source with a type for each column, on disk, and with missing values.
+fn typed(source: DataSource) -> DataSource {
+    let kinds = [ColumnType::Categorical, ColumnType::Date, ColumnType::Hashed(3), ColumnType::Boolean];
+    let columns = read_columns(&source).unwrap_or_default().into_iter().filter(|name| name != "y");
+    DataSource {
+        types: columns.zip(kinds.into_iter().cycle()).collect(),
+        missing: Missing::Mean,
+        categories_max: 5,
+        memory_max_mib: 0,
+        ..source
+    }
+}
+
+fn prepare(source: &DataSource, required: bool, spec: &PreparationSpec, directory: &Path) {
+    let mut data = match Prepared::read_as(source, true, required, directory) {
         Ok(data) => data,
         Err(e) => return readable(&e),
     };
-    let rows = data.shape().expect("a small file").rows;
-    assert!(rows > 0 && data.features().nrows() == rows as usize);
-    assert!(data.features().iter().chain(data.labels().unwrap_or_default()).all(|x| x.is_finite()));
+    let rows = data.rows().expect("a small file");
+    assert!(rows > 0 && data.ids().len() == rows as usize);
+    assert!(data.labels().unwrap_or_default().iter().all(|x| x.is_finite()));
     assert_eq!(data.ids_of(&[rows - 1]).len(), 1);
-    let spec = PreparationSpec { test_fraction: 0.0, standardize: bit(6), clip: bit(7).then_some(5.0) };
-    let scaling = data.fit(&spec, &(0..rows).collect::<Vec<_>>()).expect("a row to fit to");
-    data.scale(scaling, &spec).expect("its own columns");
-    assert!(data.features().iter().all(|x| x.is_finite()));
+    let all: Vec<u32> = (0..rows).collect();
+    if let Err(e) = data.fit(spec, &all) {
+        return readable(&e);
+    }
+    let mut features = ndarray::Array2::zeros((all.len(), data.features()));
+    data.gather(&all, features.view_mut()).expect("what was just written");
+    assert!(features.iter().all(|x| x.is_finite()));
 }
 
 /// A certificate file, a certificate inside one, and a fingerprint as people write it.

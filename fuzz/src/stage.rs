@@ -110,12 +110,9 @@ impl Stage {
         }
         fs::write(&file, text).unwrap();
         let data = DataSource {
-            file,
             id: Some(Columns::One("id".into())),
-            row_numbers_as_ids: false,
             label: holder.then(|| "y".into()),
-            columns: None,
-            ignore: Vec::new(),
+            ..DataSource::new(file)
         };
         PartyOptions { join, data, scores: None }
     }

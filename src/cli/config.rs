@@ -275,7 +275,7 @@ impl RoleConfig {
             *path = base.join(&*path);
         }
         if let Some(data) = &mut self.data {
-            data.file = base.join(&data.file);
+            data.file.put_below(base);
         }
     }
 }

@@ -51,6 +51,7 @@ impl CliError {
             Self::Sources(SourcesError::Session(_)) => Cause::Configuration.code(),
             Self::Sources(SourcesError::Data(e)) => data_code(e),
             Self::Pooled(PooledError::Party(e)) => e.exit_code(Role::party(0)),
+            Self::Pooled(PooledError::Storage(e)) => e.exit_code(Role::party(0)),
             Self::Pooled(_) => Cause::Data.code(),
             Self::Protocol { me, source } => source.exit_code(*me),
             Self::Party { me, source } => source.exit_code(*me),
@@ -75,7 +76,7 @@ impl CliError {
 
 fn data_code(error: &DataError) -> u8 {
     match error {
-        DataError::Write { .. } => Cause::Storage.code(),
+        DataError::Write { .. } | DataError::Scratch { .. } => Cause::Storage.code(),
         _ => Cause::Data.code(),
     }
 }

@@ -7,6 +7,7 @@ mod contract;
 mod error;
 mod experiment;
 mod health;
+mod inspect;
 mod launch;
 mod passphrase;
 mod pki;
@@ -103,6 +104,16 @@ pub(crate) enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Say what is in a table, and how a party could read it
+    #[command(
+        long_about = "Say what is in a table, and how a party could read it.\n\n\
+        Reads CSV, CSV.gz or Parquet, one file, several or a directory, in one pass and little memory. Prints each column's \
+        content, missing and different values and range as comments, and after them a [data] section with a guess at \
+        the id, the types and what to leave out, to be mended by hand. Nothing leaves this machine.",
+        after_help = "Examples:\n  spnn inspect customers.csv\n  \
+        spnn inspect customers.parquet --label defaulted\n  spnn inspect part-*.parquet --json"
+    )]
+    Inspect(Inspect),
     /// Make the private authority and the certificates of the roles
     #[command(subcommand)]
     Pki(Pki),
@@ -199,6 +210,19 @@ pub(crate) struct Pooled {
 }
 
 #[derive(Args)]
+pub(crate) struct Inspect {
+    /// The file, the files of one table, or a directory of them
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// The label column
+    #[arg(long, value_name = "NAME")]
+    pub(crate) label: Option<String>,
+    /// Print one line of JSON instead of a table and a section
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
 pub(crate) struct RunExperiment {
     /// Experiment files, or directories of them
     #[arg(required = true, value_name = "PATH")]
@@ -231,7 +255,7 @@ pub(crate) struct RunRole {
     /// What to do; all roles must be started with the same
     #[arg(long, value_enum, default_value = "train")]
     pub(crate) task: TaskName,
-    /// Party: read this file instead of the one in the configuration
+    /// Party: read this file, or directory of files, instead of what is in the configuration
     #[arg(long, value_name = "FILE")]
     pub(crate) data: Option<PathBuf>,
     /// Label holder: write scores here [default: predictions.csv in its directory]
@@ -266,7 +290,8 @@ impl From<TaskName> for Task {
 pub(crate) struct Again {
     /// Run directory of `spnn simulate`
     pub(crate) run_dir: PathBuf,
-    /// One file for each party, in order, or one for all; without it, the files the session was trained on
+    /// One file, or directory of files, for each party, in order, or one for all; without it, what the session was
+    /// trained on
     #[arg(long, value_name = "FILE")]
     pub(crate) data: Vec<PathBuf>,
     /// Where the label holder writes scores [default: predictions.csv in its directory]
@@ -546,6 +571,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), CliError> {
         Command::Simulate(args) => simulate::run(&args, &cli.log),
         Command::Pooled(args) => compare::run(&args),
         Command::Experiment(args) => experiment::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Coordinator(args) => role::coordinator(&args),
         Command::Server(args) => role::server(&args),
         Command::Party(args) => role::party(&args),

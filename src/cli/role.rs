@@ -41,7 +41,7 @@ pub(crate) fn party(args: &RunRole) -> Result<(), CliError> {
     let loaded = Loaded::read(args, "party-N", |r| matches!(r, Role::Party(_)))?;
     let mut data = loaded.need(loaded.config.data.clone(), "data")?;
     if let Some(file) = &args.data {
-        data.file.clone_from(file);
+        data.file = file.clone().into();
     }
     let options = PartyOptions { join: loaded.join.clone(), data, scores: args.scores.clone() };
     on_network(&loaded, async |transport| Party::run(transport, &loaded.session, &options).await.map(drop))

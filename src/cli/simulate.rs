@@ -11,7 +11,7 @@ use spnn::pki::{self, Authority, Validity};
 use spnn::protocol::{
     Checkpoints, FirstLayerKind, JoinOptions, Role, SessionFile, SessionOverrides, Task, write_durable,
 };
-use spnn::sources::{has_label, sources, split_columns};
+use spnn::sources::{has_label, sources, sources_in, split_columns};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -163,26 +163,17 @@ fn resume(run_dir: &Path, checkpoint_every: Duration, log: &str) -> Result<(), C
 pub(crate) fn again(args: &Again, task: Task, log: &str) -> Result<(), CliError> {
     let file = SessionFile::read(&args.run_dir.join("session.toml"))?;
     let session = file.config()?;
-    let mut sources = sources(&file.data, &args.run_dir)?;
-    match &args.data[..] {
-        [] => {}
-        [one] => sources.iter_mut().for_each(|s| s.file.clone_from(one)),
-        many if many.len() == sources.len() => {
-            sources.iter_mut().zip(many).for_each(|(s, f)| s.file.clone_from(f));
-        }
-        many => {
-            return Err(CliError::Usage(format!(
-                "{} files for {} parties; name one for each",
-                many.len(),
-                sources.len()
-            )));
-        }
-    }
+    let sources = match &args.data[..] {
+        [] => sources(&file.data, &args.run_dir)?,
+        files => sources_in(&file.data, files)?,
+    };
     if task == Task::Evaluate {
         let holder = &sources[usize::from(session.label_holder.0)];
         if !has_label(holder).map_err(spnn::sources::SourcesError::from)? {
-            let file = holder.file.display();
-            return Err(CliError::Usage(format!("{file} has no label column, which evaluating needs; use predict")));
+            return Err(CliError::Usage(format!(
+                "{} has no label column, which evaluating needs; use predict",
+                holder.file
+            )));
         }
     }
     let report = args.run_dir.join(match task {
@@ -257,8 +248,8 @@ pub(super) fn make_certificates(run_dir: &Path, roles: impl Iterator<Item = Role
 /// The session file is kept elsewhere than the one that was read, so files are named absolutely.
 fn make_absolute(plan: &mut Plan) -> Result<(), CliError> {
     for (party, source) in plan.file.data.parties.iter_mut().zip(&mut plan.sources) {
-        source.file = absolute(&source.file)?;
-        party.file = Some(source.file.clone());
+        source.file.try_map(absolute)?;
+        party.file = source.file.paths().first().cloned();
     }
     Ok(())
 }

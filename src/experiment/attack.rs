@@ -20,7 +20,7 @@ use spnn_nn::{
 };
 use spnn_party::Prepared;
 use spnn_party::data::DataSource;
-use spnn_protocol::{Phase, SessionConfig};
+use spnn_protocol::{Phase, PreparationSpec, SessionConfig};
 
 /// Steps of the attacker's training, over all shadow rows each.
 const STEPS: u32 = 600;
@@ -36,8 +36,13 @@ const LOOK_EVERY: u32 = 10;
 pub fn measure(session: &SessionConfig, sources: &[DataSource], property: &str) -> Result<Measured, PooledError> {
     let holder = &sources[usize::from(session.label_holder.0)];
     let column = DataSource { columns: Some(vec![property.to_owned()]), label: None, ..holder.clone() };
-    let column = Prepared::read_as(&column, false, false)?;
-    let values: Vec<f32> = column.features().column(0).to_vec();
+    let mut column = Prepared::read_as(&column, false, false, &std::env::temp_dir())?;
+    let as_it_is = PreparationSpec { test_fraction: 0.0, standardize: false, clip: None };
+    column.fit(&as_it_is, &(0..column.rows()?).collect::<Vec<_>>())?;
+    if column.features() != 1 {
+        return Err(PooledError::Unfit(format!("the property {property} is not a number")));
+    }
+    let values: Vec<f32> = pooled::all_features(&column)?.column(0).to_vec();
     let (x, labels) = pooled::pool(session, sources, None)?;
     let rows = u32::try_from(x.nrows()).map_err(|_| PooledError::Unfit("too many rows".into()))?;
     let schedule = session.schedule(rows);

@@ -26,7 +26,9 @@ impl PartyError {
     #[must_use]
     pub fn ending(&self, me: Role) -> Ending {
         match self {
-            Self::Data(DataError::Write { .. }) => Ending { cause: Cause::Storage, culprit: me },
+            Self::Data(DataError::Write { .. } | DataError::Scratch { .. }) => {
+                Ending { cause: Cause::Storage, culprit: me }
+            }
             Self::Data(_) | Self::Labels(_) | Self::Unfit(_) => Ending { cause: Cause::Data, culprit: me },
             Self::Protocol(e) => e.ending(me),
         }

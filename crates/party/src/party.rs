@@ -1,20 +1,20 @@
 //! A party from joining to its saved part.
 
-use crate::data::{DataSource, Standardizer};
+use crate::data::{DataSource, Encoding};
 use crate::prepare::{Gathered, Prepared, digest_ids, training_rows};
 use crate::train::Losses;
 use crate::{PartyError, data};
-use ndarray::Array2;
+use ndarray::{Array2, ArrayViewMut2};
 use serde::{Deserialize, Serialize};
 use spnn_crypto::SecretRng;
 use spnn_nn::{LabelHead, Optimizer, OptimizerState, Parameter, first_layer_weights};
 use spnn_protocol::contract::ContractTerms;
-use spnn_protocol::first_layer::{PartySide, party_side};
+use spnn_protocol::first_layer::{OwnFeatures, PartySide, party_side};
 use spnn_protocol::message::{Done, Finish, Metrics, Report, Task};
 use spnn_protocol::transport::Transport;
 use spnn_protocol::{
-    Attempts, Cause, Checkpoints, DataShape, Ending, JoinOptions, Joined, Joining, Met, Network, Phase, Position,
-    ProtocolError, Role, SavedModel, Schedule, SessionConfig, SessionError, Step, Training, all_done, parameter_values,
+    Attempts, Cause, Checkpoints, Ending, JoinOptions, Joined, Joining, Met, Network, Phase, Position, ProtocolError,
+    Role, SavedModel, Schedule, SessionConfig, SessionError, Step, Training, all_done, parameter_values,
     restore_parameters,
 };
 use std::borrow::Cow;
@@ -87,8 +87,7 @@ pub struct Outcome {
 /// What a party keeps beside its tensors.
 #[derive(Serialize, Deserialize)]
 struct Kept {
-    features: Vec<String>,
-    standardizer: Option<Standardizer>,
+    encoding: Encoding,
 }
 
 const WEIGHTS: &str = "first_layer.weight";
@@ -154,7 +153,9 @@ impl<'a> Party<'a> {
 
     async fn first_layer(&mut self) -> Result<Box<dyn PartySide>, ProtocolError> {
         let Self { session, incarnation, network, features, data, .. } = self;
-        party_side(session, *incarnation, network, features, data.features()).await
+        let mut gather = |rows: &[u32], out: ArrayViewMut2<'_, f32>| data.gather(rows, out);
+        let own = OwnFeatures { rows: self.schedule.rows(), gather: &mut gather };
+        party_side(session, *incarnation, network, features, own).await
     }
 
     /// Tells the coordinator that everything is saved, and waits until all have said so.
@@ -243,34 +244,34 @@ impl<'a> Party<'a> {
         if self.options.join.task != Task::Train {
             return Ok(());
         }
-        let state = self.state();
+        let state = self.state()?;
         self.training.keep(&self.network, state)
     }
 
     /// Begins to write a checkpoint where training is.
     pub(crate) fn checkpoint(&mut self) -> Result<(), ProtocolError> {
-        let state = self.state();
+        let state = self.state()?;
         self.training.checkpoint(&self.network, state)
     }
 
-    fn state(&mut self) -> State {
+    fn state(&mut self) -> Result<State, ProtocolError> {
         let parameters = parameter_values(&self.parameters());
-        State {
-            data: self.data.digest(),
+        Ok(State {
+            data: self.data.digest()?,
             parameters,
             optimizer: self.optimizer.export_state(),
             head_optimizer: self.head.as_ref().map(|h| h.optimizer.export_state()),
             noise_seeds: self.noise_seeds,
             losses: self.losses.clone(),
-        }
+        })
     }
 
     fn restore(&mut self, state: State) -> Result<(), PartyError> {
-        if state.data != self.data.digest() {
+        if state.data != self.data.digest()? {
             let reason = format!(
                 "{} has other content than when training began; bring it back, or remove 'checkpoints' at every role \
                  to start from nothing",
-                self.options.data.file.display()
+                self.options.data.file
             );
             return Err(PartyError::Unfit(reason));
         }
@@ -286,8 +287,8 @@ impl<'a> Party<'a> {
     }
 
     fn save(&mut self) -> Result<(), PartyError> {
-        let kept =
-            Kept { features: self.data.feature_names().to_vec(), standardizer: self.data.standardizer().cloned() };
+        let encoding = self.data.encoding().cloned();
+        let kept = Kept { encoding: encoding.ok_or_else(|| PartyError::Unfit("the data were not encoded".into()))? };
         let (me, directory) = (self.network.me(), self.options.join.directory.clone());
         let session = self.session;
         SavedModel::of(&self.parameters(), kept).save(&directory, me, session)?;
@@ -371,15 +372,14 @@ async fn attempt(
     }
 }
 
-/// The party's file, checked.
+/// The party's files, checked.
 fn read_data(me: Role, session: &SessionConfig, options: &PartyOptions) -> Result<Prepared, PartyError> {
     let required = matches!(options.join.task, Task::Train | Task::Evaluate);
     if let Some(terms) = &session.contract {
         check_columns(terms, me, me == session.label_role(), options.join.task, &options.data)?;
     }
-    let data = Prepared::read_as(&options.data, me == session.label_role(), required)?;
-    let DataShape { rows, features } = data.shape()?;
-    info!(rows, features, "read {}", options.data.file.display());
+    let data = Prepared::read_as(&options.data, me == session.label_role(), required, &options.join.directory)?;
+    info!(rows = data.rows()?, "read {}", options.data.file);
     Ok(data)
 }
 
@@ -392,11 +392,11 @@ async fn agree_on_rows(
     rng: &mut SecretRng,
 ) -> Result<(), PartyError> {
     let Some(spec) = &session.alignment else {
-        return Ok(met.compare_ids(data.shape()?.rows, &digest_ids(data.ids().iter())).await?);
+        return Ok(met.compare_ids(data.rows()?, &digest_ids(data.ids().iter())).await?);
     };
     let rows = met.align(spec, data.ids(), rng).await.map_err(|e| match e {
         ProtocolError::DuplicateId { .. } | ProtocolError::EmptyId { .. } => {
-            PartyError::Unfit(format!("{}: {e}", options.data.file.display()))
+            PartyError::Unfit(format!("{}: {e}", options.data.file))
         }
         e => e.into(),
     })?;
@@ -411,22 +411,17 @@ async fn agree_on_rows(
 /// Scales the features: by statistics of the training rows, or by those that are kept with the model.
 fn prepare(me: Role, session: &SessionConfig, options: &PartyOptions, data: &mut Prepared) -> Result<(), PartyError> {
     let JoinOptions { task, directory, .. } = &options.join;
-    if data.is_scaled() {
+    if data.encoding().is_some() {
         return Ok(());
     }
-    let standardizer = match task {
-        Task::Align => return Ok(()),
-        Task::Train => data.fit(&session.preparation, &training_rows(&session.schedule(data.shape()?.rows)))?,
+    match task {
+        Task::Align => {}
+        Task::Train => data.fit(&session.preparation, &training_rows(&session.schedule(data.rows()?)))?,
         Task::Evaluate | Task::Predict => {
-            let kept = SavedModel::<Kept>::load(directory, me, session)?.extra;
-            if kept.features != data.feature_names() {
-                let (expected, found) = (kept.features.join(", "), data.feature_names().join(", "));
-                return Err(PartyError::Unfit(format!("the model was trained on columns {expected}; found {found}")));
-            }
-            kept.standardizer
+            data.encode(SavedModel::<Kept>::load(directory, me, session)?.extra.encoding)?;
         }
-    };
-    data.scale(standardizer, &session.preparation)
+    }
+    Ok(())
 }
 
 /// Before anything of the data is read: a party computes on the columns that it has signed for, and no others.

@@ -75,7 +75,7 @@ impl Party<'_> {
         let outputs = self.head.as_ref().map_or(0, |h| h.layer.output_width());
         let mut scored = Scored { scores: Array2::zeros((rows.len(), outputs)), loss: 0.0, rows };
         for batch in self.schedule.batches(phase, epoch) {
-            self.make_ready(first_layer, batch, &scored.rows);
+            self.make_ready(first_layer, batch, &scored.rows)?;
             let (step, n) = (batch.step, batch.rows);
             let model = |source| ProtocolError::Model { step, source };
             let Self { network, gathered, weights, .. } = self;

@@ -1,31 +1,39 @@
-//! A party's table made ready: scaled features, checked labels, digest of the ids.
+//! A party's table made ready: encoded features, checked labels, digest of the ids.
 
 use crate::PartyError;
-use crate::data::{DataSource, Ids, Standardizer, Table, read, read_columns};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use crate::data::{CellsError, DataSource, Encoder, Encoding, Ids, Table, read, read_columns};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 use sha2::{Digest, Sha256};
 use spnn_protocol::{DataShape, PreparationSpec, ProtocolError, Schedule, Step};
 use std::borrow::Cow;
+use std::path::Path;
 use std::sync::OnceLock;
 
 /// A party's own data.
+///
+/// It is read, brought into the order that the parties agreed on, and then encoded: by an [`Encoding`] fitted to its
+/// training rows, or by that of the model. Only then it has features.
 pub struct Prepared {
-    /// Ids in the order of the file; features and labels as `order` says.
     table: Table,
-    /// Rows of the file in the order that all parties have; all rows in the order of the file if there is none.
+    /// Which row of the file each row is; none where it is the same one.
     order: Option<Vec<u32>>,
-    standardizer: Option<Standardizer>,
-    scaled: bool,
+    encoding: Option<(Encoding, Encoder)>,
     digest: OnceLock<[u8; 32]>,
 }
 
 impl Prepared {
-    /// Reads the party's file. Labels are read where they are used (by the label holder, and `required` unless new
-    /// rows are only to be predicted), and are never a feature.
+    /// Reads the party's files. Labels are read where they are used (by the label holder, and `required` unless new
+    /// rows are only to be predicted), and are never a feature. A table larger than its source says is kept on disk, in
+    /// `directory`.
     ///
     /// # Errors
     /// [`PartyError::Data`] naming file, line and column.
-    pub fn read_as(source: &DataSource, is_label_holder: bool, required: bool) -> Result<Self, PartyError> {
+    pub fn read_as(
+        source: &DataSource,
+        is_label_holder: bool,
+        required: bool,
+        directory: &Path,
+    ) -> Result<Self, PartyError> {
         let mut source = source.clone();
         if is_label_holder && required && source.label.is_none() {
             return Err(PartyError::Unfit("this is the label holder, but [data] names no label column".into()));
@@ -34,136 +42,168 @@ impl Prepared {
             let present = read_columns(&source)?.contains(&label);
             if !(is_label_holder && (required || present)) {
                 source.label = None;
+                source.types.remove(&label);
                 source.ignore.extend(present.then_some(label));
             }
         }
-        Ok(Self { table: read(&source)?, order: None, standardizer: None, scaled: false, digest: OnceLock::new() })
+        let table = read(&source, directory)?;
+        Ok(Self { table, order: None, encoding: None, digest: OnceLock::new() })
     }
 
-    /// Ids of all rows of the file.
+    /// The ids, in the order of the file.
     #[must_use]
     pub fn ids(&self) -> &Ids {
-        &self.table.ids
+        self.table.ids()
     }
 
-    /// Takes the rows that all parties have, in the order that they agreed on: row `i` is row `order[i]` of the file.
+    /// Makes row i what row `order[i]` of the file is, and forgets the other rows; before anything is fitted.
     ///
     /// # Panics
-    /// If `order` names a row that is not there.
+    /// If a row is not there, or rows have been arranged before.
     pub fn arrange(&mut self, order: Vec<u32>) {
-        let rows: Vec<usize> = order.iter().map(|&row| row as usize).collect();
-        self.table.features = self.table.features.select(Axis(0), &rows);
-        if let Some(labels) = &mut self.table.labels {
-            *labels = rows.iter().map(|&row| labels[row]).collect();
+        assert!(self.order.is_none(), "rows are arranged once");
+        assert!(order.iter().all(|&row| (row as usize) < self.table.rows()), "a row of {}", self.table.rows());
+        if let Some(labels) = self.table.labels_mut() {
+            *labels = order.iter().map(|&row| labels[row as usize]).collect();
         }
         self.order = Some(order);
     }
 
-    /// The rows of the file that are used, if [`arrange`](Self::arrange) said.
+    /// Which row of the file each row is, where [`arrange`](Self::arrange) said.
     #[must_use]
     pub fn order(&self) -> Option<&[u32]> {
         self.order.as_deref()
     }
 
-    /// What others may know of it.
+    /// How many rows there are.
     ///
     /// # Errors
-    /// [`PartyError::Unfit`] if there are more rows or columns than a session can have.
-    pub fn shape(&self) -> Result<DataShape, PartyError> {
-        let count = |n: usize, what| {
-            u32::try_from(n).map_err(|_| PartyError::Unfit(format!("{n} {what}: a session can have 2^32 − 1")))
-        };
-        Ok(DataShape {
-            rows: count(self.table.features.nrows(), "rows")?,
-            features: count(self.table.features.ncols(), "columns")?,
-        })
+    /// [`PartyError::Unfit`] if there are more than a session can have.
+    pub fn rows(&self) -> Result<u32, PartyError> {
+        count(self.order.as_ref().map_or(self.table.rows(), Vec::len), "rows")
     }
 
-    /// Fits the scaling on the training rows.
+    /// What others may know of it, once it is encoded.
     ///
     /// # Errors
-    /// [`PartyError::Unfit`] if there is no training row.
-    pub fn fit(&self, spec: &PreparationSpec, training_rows: &[u32]) -> Result<Option<Standardizer>, PartyError> {
+    /// [`PartyError::Unfit`] if there are more rows or features than a session can have.
+    pub fn shape(&self) -> Result<DataShape, PartyError> {
+        Ok(DataShape { rows: self.rows()?, features: count(self.features(), "features")? })
+    }
+
+    /// Fits the encoding to the training rows, and encodes.
+    ///
+    /// # Errors
+    /// [`PartyError::Unfit`] if there is no training row; [`PartyError::Data`] naming a column that has no value in
+    /// any.
+    pub fn fit(&mut self, spec: &PreparationSpec, training_rows: &[u32]) -> Result<(), PartyError> {
         if training_rows.is_empty() {
             return Err(PartyError::Unfit("no row is left to train on: lower data.test_fraction".into()));
         }
-        if !spec.standardize {
-            return Ok(None);
-        }
-        let Table { features, feature_names, .. } = &self.table;
-        Ok(Some(Standardizer::fit(features.view(), training_rows, feature_names, spec.clip)))
+        let rows: Cow<'_, [u32]> = match &self.order {
+            None => Cow::Borrowed(training_rows),
+            Some(order) => training_rows.iter().map(|&row| order[row as usize]).collect(),
+        };
+        let encoding = Encoding::fit(&self.table, &rows, spec)?;
+        self.encode(encoding)
     }
 
-    /// Applies a scaling, after checking that it was made for these columns.
+    /// Encodes as a model did in training, after checking that it was made for these columns.
     ///
     /// # Errors
     /// [`PartyError::Data`] naming the column that differs.
-    pub fn scale(&mut self, standardizer: Option<Standardizer>, spec: &PreparationSpec) -> Result<(), PartyError> {
-        if let Some(standardizer) = &standardizer {
-            standardizer.check_names(&self.table.feature_names)?;
-            standardizer.apply(&mut self.table.features);
-        } else if let Some(clip) = spec.clip {
-            #[expect(clippy::cast_possible_truncation, reason = "the network computes in f32")]
-            let clip = clip as f32;
-            self.table.features.mapv_inplace(|x| x.clamp(-clip, clip));
-        }
-        self.standardizer = standardizer;
-        self.scaled = true;
+    pub fn encode(&mut self, encoding: Encoding) -> Result<(), PartyError> {
+        let encoder = encoding.encoder(&self.table)?;
+        self.encoding = Some((encoding, encoder));
         Ok(())
     }
 
-    /// Whether [`scale`](Self::scale) was called.
-    pub(crate) fn is_scaled(&self) -> bool {
-        self.scaled
-    }
-
-    /// The scaling that was applied.
+    /// How the columns are encoded.
     #[must_use]
-    pub fn standardizer(&self) -> Option<&Standardizer> {
-        self.standardizer.as_ref()
+    pub fn encoding(&self) -> Option<&Encoding> {
+        self.encoding.as_ref().map(|(encoding, _)| encoding)
     }
 
-    /// SHA-256 over everything that training uses, once it is scaled: a checkpoint is good for these data only.
-    pub(crate) fn digest(&self) -> [u8; 32] {
-        *self.digest.get_or_init(|| self.make_digest())
+    /// SHA-256 over everything that training uses: a checkpoint is good for these data only.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Storage`] if what is on disk cannot be read.
+    pub(crate) fn digest(&self) -> Result<[u8; 32], ProtocolError> {
+        if let Some(digest) = self.digest.get() {
+            return Ok(*digest);
+        }
+        let digest = self.make_digest()?;
+        Ok(*self.digest.get_or_init(|| digest))
     }
 
-    fn make_digest(&self) -> [u8; 32] {
-        let Table { features, labels, feature_names, .. } = &self.table;
+    fn make_digest(&self) -> Result<[u8; 32], ProtocolError> {
         let mut digest = Sha256::new();
-        let rows: Vec<u32> = (0..features.nrows()).filter_map(|row| u32::try_from(row).ok()).collect();
-        digest.update(digest_ids(self.ids_of(&rows)));
-        digest.update(digest_ids(feature_names));
-        let mut add = |values: &[f32]| digest.update(bytemuck::cast_slice::<f32, u8>(values));
-        features.outer_iter().for_each(|row| add(row.as_slice().unwrap_or_default()));
-        add(labels.as_deref().unwrap_or_default());
-        digest.finalize().into()
+        digest.update(digest_ids(self.table.ids().iter()));
+        for column in self.table.columns() {
+            digest.update(digest_ids([&column.name, &column.kind.to_string()]));
+            digest.update(digest_ids(&column.categories));
+        }
+        // An encoding of these data is the same whenever it is made.
+        let encoding = serde_json::to_vec(&self.encoding()).map_err(|e| ProtocolError::checkpoint(&e))?;
+        digest.update((encoding.len() as u64).to_le_bytes());
+        digest.update(encoding);
+        let all = 0..count(self.table.rows(), "rows").unwrap_or(u32::MAX);
+        self.table.visit(all, |cells| digest.update(bytemuck::cast_slice::<u32, u8>(cells))).map_err(storage)?;
+        digest.update(bytemuck::cast_slice::<u32, u8>(self.order.as_deref().unwrap_or_default()));
+        digest.update(bytemuck::cast_slice::<f32, u8>(self.labels().unwrap_or_default()));
+        Ok(digest.finalize().into())
     }
 
-    /// Names of the features.
+    /// The number of features of a row; none until it is encoded.
     #[must_use]
-    pub fn feature_names(&self) -> &[String] {
-        &self.table.feature_names
+    pub fn features(&self) -> usize {
+        self.encoding.as_ref().map_or(0, |(_, encoder)| encoder.features())
     }
 
-    /// Features, `[rows, d_i]`.
-    #[must_use]
-    pub fn features(&self) -> ArrayView2<'_, f32> {
-        self.table.features.view()
+    /// Makes the features of some rows, `[rows, d_i]`. All are finite.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Storage`] if what is on disk cannot be read.
+    ///
+    /// # Panics
+    /// If `out` has another shape, or a row is not there.
+    pub fn gather(&self, rows: &[u32], out: ArrayViewMut2<'_, f32>) -> Result<(), ProtocolError> {
+        match &self.encoding {
+            Some((_, encoder)) => {
+                let rows = rows.iter().map(|&row| self.row_of_file(row));
+                encoder.encode(&self.table, rows, out).map_err(storage)
+            }
+            None => {
+                assert_eq!(out.dim(), (rows.len(), 0), "no features until the data are encoded");
+                Ok(())
+            }
+        }
+    }
+
+    fn row_of_file(&self, row: u32) -> u32 {
+        self.order.as_ref().map_or(row, |order| order[row as usize])
     }
 
     /// Labels, if this party has them.
     #[must_use]
     pub fn labels(&self) -> Option<&[f32]> {
-        self.table.labels.as_deref()
+        self.table.labels()
     }
 
     /// Ids of `rows`, in that order.
     #[must_use]
     pub fn ids_of<'a>(&'a self, rows: &'a [u32]) -> impl ExactSizeIterator<Item = Cow<'a, str>> {
-        let file_row = |row: u32| self.order.as_ref().map_or(row, |order| order[row as usize]);
-        rows.iter().map(move |&row| self.table.ids.get(file_row(row) as usize))
+        rows.iter().map(|&row| self.table.ids().get(self.row_of_file(row) as usize))
     }
+}
+
+fn count(n: usize, what: &str) -> Result<u32, PartyError> {
+    u32::try_from(n).map_err(|_| PartyError::Unfit(format!("{n} {what}: a session can have 2^32 − 1")))
+}
+
+fn storage(error: CellsError) -> ProtocolError {
+    let CellsError { file, source } = error;
+    ProtocolError::Storage { file, source }
 }
 
 /// SHA-256 over texts in their order, each with its length.
@@ -190,20 +230,20 @@ impl Gathered {
         Self { rows: Vec::new(), x: Array2::zeros((0, 0)), labels: Vec::new() }
     }
 
-    /// Copies the given rows of the party's features, and their labels if there are any.
-    pub(crate) fn gather(&mut self, data: &Prepared, rows: &[u32]) {
-        let features = data.features();
-        let (n, d) = (rows.len(), features.ncols());
+    /// Makes the features of the given rows, and copies their labels if there are any.
+    pub(crate) fn gather(&mut self, data: &Prepared, rows: &[u32]) -> Result<(), ProtocolError> {
+        let (n, d) = (rows.len(), data.features());
         if self.x.nrows() < n || self.x.ncols() != d {
             self.x = Array2::zeros((n, d));
         }
         self.rows.clear();
         self.rows.extend_from_slice(rows);
-        copy_rows(features, rows, self.x.slice_mut(s![..n, ..]));
+        data.gather(rows, self.x.slice_mut(s![..n, ..]))?;
         self.labels.clear();
         if let Some(labels) = data.labels() {
             self.labels.extend(rows.iter().map(|&r| labels[r as usize]));
         }
+        Ok(())
     }
 
     /// Which rows were gathered last.
@@ -219,19 +259,6 @@ impl Gathered {
     /// The labels gathered last.
     pub(crate) fn labels(&self) -> &[f32] {
         &self.labels
-    }
-}
-
-fn copy_rows(from: ArrayView2<'_, f32>, rows: &[u32], mut to: ArrayViewMut2<'_, f32>) {
-    let d = from.ncols();
-    match (from.as_slice(), to.as_slice_mut()) {
-        (Some(from), Some(to)) if d > 0 => {
-            for (&row, to) in rows.iter().zip(to.chunks_exact_mut(d)) {
-                let start = row as usize * d;
-                to.copy_from_slice(&from[start..start + d]);
-            }
-        }
-        _ => to.outer_iter_mut().zip(rows).for_each(|(mut to, &row)| to.assign(&from.row(row as usize))),
     }
 }
 

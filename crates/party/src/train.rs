@@ -51,7 +51,7 @@ impl Party<'_> {
         let mut told = Instant::now();
         let mut batches = self.training.begin_epoch(&self.schedule, &self.network).peekable();
         if let Some(first) = batches.peek() {
-            self.make_ready(first_layer, *first, &order);
+            self.make_ready(first_layer, *first, &order)?;
         }
         while let Some(batch) = batches.next() {
             let checkpoint = self.train_batch(first_layer, batch).await?;
@@ -64,7 +64,7 @@ impl Party<'_> {
                 return Err(ProtocolError::Stopped.into());
             }
             if let Some(next) = batches.peek() {
-                self.make_ready(first_layer, *next, &order);
+                self.make_ready(first_layer, *next, &order)?;
             }
             if self.head.is_some() && told.elapsed() >= PROGRESS_EVERY {
                 told = Instant::now();
@@ -104,10 +104,19 @@ impl Party<'_> {
     }
 
     /// Gathers the rows of a batch and its masks, which need neither weights nor peers.
-    pub(crate) fn make_ready(&mut self, first_layer: &mut dyn PartySide, batch: Batch, order: &[u32]) {
+    ///
+    /// # Errors
+    /// [`ProtocolError::Storage`] if what is on disk cannot be read.
+    pub(crate) fn make_ready(
+        &mut self,
+        first_layer: &mut dyn PartySide,
+        batch: Batch,
+        order: &[u32],
+    ) -> Result<(), ProtocolError> {
         let rows = &order[batch.start..batch.start + batch.rows];
-        self.gathered.gather(self.data, rows);
+        self.gathered.gather(self.data, rows)?;
         first_layer.prepare(batch.step, rows);
+        Ok(())
     }
 }
 

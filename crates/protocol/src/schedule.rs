@@ -38,6 +38,12 @@ impl Schedule {
         Self { seed, rows, test_rows, batch_size }
     }
 
+    /// Number of aligned rows.
+    #[must_use]
+    pub fn rows(&self) -> u32 {
+        self.rows
+    }
+
     /// Number of training rows.
     #[must_use]
     pub fn train_rows(&self) -> u32 {

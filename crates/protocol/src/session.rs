@@ -75,6 +75,7 @@ pub struct SessionConfig {
     /// Split, scaling.
     pub preparation: PreparationSpec,
     /// How parties find their common rows; without it, their files have the same rows in the same order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alignment: Option<AlignmentSpec>,
     /// The graph.
     pub model: ModelSpec,
@@ -101,6 +102,7 @@ pub struct SessionFile {
     /// What the parties have.
     pub data: DataSection,
     /// How they find their common rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub alignment: Option<AlignmentSpec>,
     model: ModelSpec,
     train: TrainSpec,
@@ -124,6 +126,21 @@ pub struct DataSection {
     #[serde(default)]
     standardize: bool,
     clip: Option<f64>,
+    /// Columns that are no features, of parties that do not list theirs. Simulations only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ignore: Vec<String>,
+    /// What is done where a feature has no value. Simulations only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<toml::Value>,
+    /// Most values of a categorical column. Simulations only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub categories_max: Option<u32>,
+    /// Memory of a party's features; a larger table is kept on disk. Simulations only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_max_mib: Option<u64>,
+    /// Types of columns, whichever party has them. Simulations only.
+    #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
+    pub types: toml::Table,
     /// The parties, in order.
     pub parties: Vec<PartySection>,
 }
@@ -132,7 +149,7 @@ pub struct DataSection {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PartySection {
-    /// Its file, relative to the session file. Simulations only.
+    /// Its file, or a directory of files, relative to the session file. Simulations only.
     pub file: Option<PathBuf>,
     /// Its feature columns; all that are neither id nor label if absent. Simulations only.
     pub columns: Option<Vec<String>>,

@@ -1,22 +1,27 @@
 //! Which column of a file is what: id, label, feature or nothing.
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 
-use super::{Columns, DataError, DataSource, Excerpt};
+use super::{ColumnType, Columns, DataError, DataSource, Excerpt};
 
 /// More names than this do not help to find a misspelt one.
 const AVAILABLE_SHOWN: usize = 8;
 
-/// A file's column names: each once, at least one of them not a number.
-pub(super) struct Header<'a> {
-    file: &'a Path,
-    line: u64,
+/// A file's column names: each once.
+#[derive(Clone)]
+pub(super) struct Header {
+    file: PathBuf,
+    /// Where the format has lines.
+    line: Option<u64>,
     names: Vec<String>,
     positions: HashMap<String, usize>,
+    /// Columns that hold more than plain values, and what.
+    unreadable: BTreeMap<usize, String>,
 }
 
 /// The columns to read, as positions in the file.
+#[derive(Clone)]
 pub(super) struct Selection {
     /// In the order in which they make up the id; none when row numbers are the ids.
     pub(super) ids: Vec<usize>,
@@ -25,12 +30,8 @@ pub(super) struct Selection {
     pub(super) features: Vec<usize>,
 }
 
-impl<'a> Header<'a> {
-    pub(super) fn new(file: &'a Path, line: u64, names: Vec<String>) -> Result<Self, DataError> {
-        // A file without a header would lose its first row to the column names.
-        if names.iter().all(|name| name.parse::<f64>().is_ok()) {
-            return Err(DataError::NoHeader { file: file.to_path_buf() });
-        }
+impl Header {
+    pub(super) fn new(file: &Path, line: Option<u64>, names: Vec<String>) -> Result<Self, DataError> {
         let mut positions = HashMap::with_capacity(names.len());
         for (position, name) in names.iter().enumerate() {
             if let Some(first) = positions.insert(name.clone(), position) {
@@ -43,11 +44,24 @@ impl<'a> Header<'a> {
                 });
             }
         }
-        Ok(Self { file, line, names, positions })
+        Ok(Self { file: file.to_path_buf(), line, names, positions, unreadable: BTreeMap::new() })
     }
 
-    pub(super) fn line(&self) -> u64 {
+    /// The same, where some columns cannot be read: they hold what is said with each.
+    pub(super) fn with_unreadable(self, unreadable: BTreeMap<usize, String>) -> Self {
+        Self { unreadable, ..self }
+    }
+
+    pub(super) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    pub(super) fn line(&self) -> Option<u64> {
         self.line
+    }
+
+    pub(super) fn unreadable(&self) -> &BTreeMap<usize, String> {
+        &self.unreadable
     }
 
     pub(super) fn names(&self) -> &[String] {
@@ -72,32 +86,90 @@ impl<'a> Header<'a> {
         };
 
         if features.is_empty() {
-            return Err(DataError::NoFeatures { file: self.file.to_path_buf(), line: self.line });
+            return Err(DataError::NoFeatures { file: self.file.clone(), line: self.line });
         }
         if let Some(unnamed) = features.iter().find(|&&at| self.names[at].is_empty()) {
-            return Err(DataError::UnnamedColumn {
-                file: self.file.to_path_buf(),
-                line: self.line,
-                position: unnamed + 1,
-            });
+            return Err(DataError::UnnamedColumn { file: self.file.clone(), line: self.line, position: unnamed + 1 });
         }
-        Ok(Selection { ids, label, features })
+        let selection = Selection { ids, label, features };
+        for positions in [&selection.ids[..], selection.label.as_slice(), &selection.features] {
+            self.check_readable(positions)?;
+        }
+        self.check_types(source)?;
+        Ok(selection)
+    }
+
+    /// Types may name columns that are not read, as one list may serve several selections, but no others.
+    fn check_types(&self, source: &DataSource) -> Result<(), DataError> {
+        for (column, &found) in &source.types {
+            let (file, name) = (self.file.clone(), column.clone());
+            if !self.positions.contains_key(column) {
+                let (available, columns) = self.available();
+                return Err(DataError::TypeOfNoColumn { file, column: name, available, columns });
+            }
+            match found {
+                ColumnType::Hashed(buckets) if !ColumnType::BUCKETS.contains(&buckets) => {
+                    return Err(DataError::Buckets { file, column: name, found: buckets });
+                }
+                ColumnType::Numeric | ColumnType::Boolean => {}
+                ColumnType::Categorical | ColumnType::Hashed(_) | ColumnType::Date => {
+                    if source.label.as_ref() == Some(column) {
+                        return Err(DataError::LabelType { file, column: name, found });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The same selection as in `first`, in a file that must have the same columns, perhaps in another order.
+    pub(super) fn find(&self, selection: &Selection, first: &Self) -> Result<Selection, DataError> {
+        Ok(Selection {
+            ids: self.find_all(&selection.ids, first)?,
+            label: self.find_all(selection.label.as_slice(), first)?.pop(),
+            features: self.find_all(&selection.features, first)?,
+        })
+    }
+
+    /// Where the columns are that have these positions in `first`.
+    pub(super) fn find_all(&self, positions: &[usize], first: &Self) -> Result<Vec<usize>, DataError> {
+        let other = || first.file.clone();
+        if let Some(missing) = first.names.iter().find(|name| !self.positions.contains_key(*name)) {
+            let (file, column) = (self.file.clone(), missing.clone());
+            return Err(DataError::ColumnMissingInFile { file, other: other(), column });
+        }
+        if let Some(surplus) = self.names.iter().find(|name| !first.positions.contains_key(*name)) {
+            let (file, column) = (self.file.clone(), surplus.clone());
+            return Err(DataError::ColumnOnlyInFile { file, other: other(), column });
+        }
+        let found = positions.iter().map(|&at| self.position(&first.names[at])).collect::<Result<Vec<_>, _>>()?;
+        self.check_readable(&found)?;
+        Ok(found)
+    }
+
+    fn check_readable(&self, positions: &[usize]) -> Result<(), DataError> {
+        let unreadable = positions.iter().find_map(|at| Some((at, self.unreadable.get(at)?)));
+        let Some((&at, kind)) = unreadable else { return Ok(()) };
+        let (column, kind) = (self.names[at].clone(), kind.clone());
+        Err(DataError::UnsupportedColumn { file: self.file.clone(), column, kind })
+    }
+
+    fn available(&self) -> (Vec<Excerpt>, usize) {
+        (self.names.iter().take(AVAILABLE_SHOWN).map(|name| Excerpt::new(name)).collect(), self.names.len())
     }
 
     fn position(&self, name: &str) -> Result<usize, DataError> {
-        self.positions.get(name).copied().ok_or_else(|| DataError::MissingColumn {
-            file: self.file.to_path_buf(),
-            line: self.line,
-            column: name.to_owned(),
-            available: self.names.iter().take(AVAILABLE_SHOWN).map(|name| Excerpt::new(name)).collect(),
-            columns: self.names.len(),
+        self.positions.get(name).copied().ok_or_else(|| {
+            let (available, columns) = self.available();
+            let (file, line) = (self.file.clone(), self.line);
+            DataError::MissingColumn { file, line, column: name.to_owned(), available, columns }
         })
     }
 }
 
 /// The parts given so far.
 struct Parts<'a> {
-    header: &'a Header<'a>,
+    header: &'a Header,
     part_of: Vec<Option<&'static str>>,
 }
 
@@ -111,7 +183,7 @@ impl Parts<'_> {
         match self.part_of[position].replace(part) {
             None => Ok(position),
             Some(first) => Err(DataError::ColumnUsedTwice {
-                file: self.header.file.to_path_buf(),
+                file: self.header.file.clone(),
                 line: self.header.line,
                 column: self.header.names[position].clone(),
                 first,
@@ -152,7 +224,7 @@ impl Parts<'_> {
         let to = self.header.position(to.trim())?;
         if to < from {
             return Err(DataError::BackwardRange {
-                file: self.header.file.to_path_buf(),
+                file: self.header.file.clone(),
                 line: self.header.line,
                 range: entry.to_owned(),
             });

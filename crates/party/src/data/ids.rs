@@ -2,6 +2,7 @@
 
 use spnn_protocol::IdList;
 use std::borrow::Cow;
+use std::hash::{BuildHasher, RandomState};
 
 /// One id per row, in order.
 #[derive(Clone, PartialEq, Eq)]
@@ -11,6 +12,8 @@ pub struct Ids(Kind);
 enum Kind {
     /// The number of each of so many rows, from 1: nothing to keep.
     RowNumbers(usize),
+    /// Texts that are whole numbers as one writes them.
+    Integers(Vec<i64>),
     /// Texts one after the other, and where each ends.
     Texts { text: String, ends: Vec<usize> },
 }
@@ -27,6 +30,7 @@ impl Ids {
     pub fn len(&self) -> usize {
         match &self.0 {
             Kind::RowNumbers(rows) => *rows,
+            Kind::Integers(integers) => integers.len(),
             Kind::Texts { ends, .. } => ends.len(),
         }
     }
@@ -46,6 +50,7 @@ impl Ids {
         assert!(row < self.len(), "row {row} of {}", self.len());
         match &self.0 {
             Kind::RowNumbers(_) => Cow::Owned((row + 1).to_string()),
+            Kind::Integers(integers) => Cow::Owned(integers[row].to_string()),
             Kind::Texts { text, ends } => {
                 let start = if row == 0 { 0 } else { ends[row - 1] };
                 Cow::Borrowed(&text[start..ends[row]])
@@ -61,30 +66,68 @@ impl Ids {
 
 impl<S: AsRef<str>> FromIterator<S> for Ids {
     fn from_iter<I: IntoIterator<Item = S>>(ids: I) -> Self {
-        let (mut text, mut ends) = (String::new(), Vec::new());
-        for id in ids {
-            text.push_str(id.as_ref());
-            ends.push(text.len());
-        }
-        Self(Kind::Texts { text, ends })
+        let mut all = Self(Kind::Integers(Vec::new()));
+        ids.into_iter().for_each(|id| all.push(id.as_ref()));
+        all
     }
 }
 
 impl Ids {
-    /// Adds a part of the id under way; row numbers have none.
-    pub(super) fn add(&mut self, part: &str) {
-        if let Kind::Texts { text, .. } = &mut self.0 {
-            text.push_str(part);
+    /// Adds an id; row numbers only count it.
+    pub(super) fn push(&mut self, id: &str) {
+        if let Kind::Integers(integers) = &mut self.0 {
+            match canonical_integer(id) {
+                Some(integer) => return integers.push(integer),
+                None => *self = self.as_texts(),
+            }
+        }
+        match &mut self.0 {
+            Kind::RowNumbers(rows) => *rows += 1,
+            Kind::Integers(_) => {}
+            Kind::Texts { text, ends } => {
+                text.push_str(id);
+                ends.push(text.len());
+            }
         }
     }
 
-    /// Ends an id.
-    pub(super) fn end(&mut self) {
-        match &mut self.0 {
-            Kind::RowNumbers(rows) => *rows += 1,
-            Kind::Texts { text, ends } => ends.push(text.len()),
+    fn as_texts(&self) -> Self {
+        let (mut text, mut ends) = (String::new(), Vec::with_capacity(self.len()));
+        for id in self.iter() {
+            text.push_str(&id);
+            ends.push(text.len());
         }
+        Self(Kind::Texts { text, ends })
     }
+
+    /// The first row whose id an earlier one has, and the first such row.
+    pub(super) fn first_duplicate(&self) -> Option<(usize, usize)> {
+        if let Kind::RowNumbers(_) = self.0 {
+            return None;
+        }
+        // A hash and a row take a third of what a map from ids to rows does, and there are millions.
+        let state = RandomState::new();
+        let mut rows: Vec<(u64, usize)> =
+            self.iter().enumerate().map(|(row, id)| (state.hash_one(id.as_ref()), row)).collect();
+        rows.sort_unstable();
+        let of_one_hash = rows.chunk_by(|a, b| a.0 == b.0).filter(|same| same.len() > 1);
+        let doubled = of_one_hash.flat_map(|same| {
+            let earlier = |at: usize, id: &str| same[..at].iter().map(|s| s.1).find(|&row| self.get(row) == id);
+            (1..same.len()).filter_map(move |at| earlier(at, &self.get(same[at].1)).map(|first| (same[at].1, first)))
+        });
+        doubled.min()
+    }
+}
+
+/// The number whose decimal text this is, if it is the one text of a number.
+fn canonical_integer(text: &str) -> Option<i64> {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    let is_canonical = match digits.as_bytes() {
+        [b'0'] => text.len() == 1,
+        [b'1'..=b'9', ..] => true,
+        _ => false,
+    };
+    if is_canonical { text.parse().ok() } else { None }
 }
 
 impl IdList for Ids {
@@ -94,5 +137,41 @@ impl IdList for Ids {
 
     fn id(&self, row: usize) -> Cow<'_, str> {
         self.get(row)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    #[test]
+    fn integers_are_kept_as_such_until_a_text_comes() {
+        let integers: Ids = ["-5", "0", "9223372036854775807"].into_iter().collect();
+        assert!(matches!(integers.0, Kind::Integers(_)));
+        for other in ["007", "-0", "+1", "", "a", "9223372036854775808", "1 ", "-"] {
+            let ids = ["12", "-3", other, "4"];
+            let mixed: Ids = ids.into_iter().collect();
+            assert!(matches!(mixed.0, Kind::Texts { .. }), "{other}");
+            assert_eq!(mixed.iter().collect::<Vec<_>>(), ids);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_first_duplicate_is_the_first(ids in proptest::collection::vec("[0-9a]{1,2}", 0..40)) {
+            let mut first_rows = HashMap::new();
+            let mut expected = None;
+            for (row, id) in ids.iter().enumerate() {
+                match first_rows.get(id) {
+                    Some(first) => { expected.get_or_insert((row, *first)); }
+                    None => { first_rows.insert(id, row); }
+                }
+            }
+            let all: Ids = ids.iter().collect();
+            prop_assert_eq!(all.first_duplicate(), expected);
+            prop_assert_eq!(all.iter().collect::<Vec<_>>(), ids);
+        }
     }
 }

@@ -34,24 +34,55 @@ impl Fixture {
         source(&self.file)
     }
 
-    fn read(&self) -> Result<Table, DataError> {
+    fn read(&self) -> Result<Plain, DataError> {
         read(&self.source())
     }
 
-    fn read_labelled(&self) -> Result<Table, DataError> {
+    fn read_labelled(&self) -> Result<Plain, DataError> {
         read(&DataSource { label: Some("y".into()), ..self.source() })
     }
 }
 
 fn source(file: impl Into<PathBuf>) -> DataSource {
-    DataSource {
-        file: file.into(),
-        id: Some(Columns::One("id".into())),
-        row_numbers_as_ids: false,
-        label: None,
-        columns: None,
-        ignore: Vec::new(),
+    DataSource { id: Some(Columns::One("id".into())), ..DataSource::new(file.into()) }
+}
+
+/// All that is in a table, in memory.
+#[derive(Debug, PartialEq)]
+struct Plain {
+    ids: Vec<String>,
+    feature_names: Vec<String>,
+    features: Array2<f32>,
+    labels: Option<Vec<f32>>,
+}
+
+impl From<Table> for Plain {
+    fn from(table: Table) -> Self {
+        let mut cells = Vec::new();
+        table.visit(0..table.rows() as u32, |row| cells.extend(row.iter().map(|&cell| f32::from_bits(cell)))).unwrap();
+        Self {
+            ids: table.ids().iter().map(Into::into).collect(),
+            feature_names: table.column_names().map(Into::into).collect(),
+            features: Array2::from_shape_vec((table.rows(), table.columns().len()), cells).unwrap(),
+            labels: table.labels().map(Into::into),
+        }
     }
+}
+
+fn read(source: &DataSource) -> Result<Plain, DataError> {
+    super::read(source, &std::env::temp_dir()).map(Into::into)
+}
+
+fn read_csv(
+    source: &DataSource,
+    packing: Packing,
+    input: impl std::io::Read,
+    length: Option<u64>,
+) -> Result<Plain, DataError> {
+    let directory = std::env::temp_dir();
+    let mut table = TableReader::new(source, &directory);
+    csv::read_from(&source.file.paths()[0], packing, input, length, &mut table)?;
+    table.finish().map(Into::into)
 }
 
 fn gzip(content: &[u8]) -> Vec<u8> {
@@ -84,9 +115,9 @@ macro_rules! assert_error {
 
 const SMALL: &str = "id,y,age,income\na,1,30,1.5\nb,0,41,-2e3\n";
 
-fn small() -> Table {
-    Table {
-        ids: ["a", "b"].into_iter().collect(),
+fn small() -> Plain {
+    Plain {
+        ids: vec!["a".into(), "b".into()],
         feature_names: vec!["age".into(), "income".into()],
         features: array![[30.0, 1.5], [41.0, -2000.0]],
         labels: Some(vec![1.0, 0.0]),
@@ -197,11 +228,11 @@ fn the_header_alone() {
 }
 
 #[test]
-fn numbers_round_once() {
-    // Through f64 this one becomes its neighbour.
+fn numbers_round_through_f64_as_in_other_formats() {
+    // Straight to f32 this one would become its neighbour, 0x15ae43fd.
     let text = "7.038531e-26";
     let table = Fixture::csv(format!("id,x,y\na,{text},+.5\nb,1e-60,5.\nc,-0,3.4028235e38\n")).read().unwrap();
-    let expected: [f32; 6] = [f32::from_bits(0x15ae_43fd), 0.5, 0.0, 5.0, -0.0, f32::MAX];
+    let expected: [f32; 6] = [f32::from_bits(0x15ae_43fe), 0.5, 0.0, 5.0, -0.0, f32::MAX];
     let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(table.features.as_slice().unwrap()), bits(&expected));
 }
@@ -245,7 +276,7 @@ fn files_that_cannot_be_read() {
     let folder_named_csv = folder.path().join("folder.csv");
     std::fs::create_dir(&folder_named_csv).unwrap();
     let error = read(&source(&folder_named_csv)).unwrap_err();
-    assert!(matches!(&error, DataError::Open { .. } | DataError::Read { line: 1, .. }), "{error:?}");
+    assert!(matches!(&error, DataError::NoFiles { file } if *file == folder_named_csv), "{error:?}");
 
     for (name, expected) in [("table.tsv", "tsv"), ("table", ""), ("table.csv.bz2", "bz2")] {
         let fixture = Fixture::new(name, SMALL);
@@ -300,7 +331,7 @@ fn headers() {
     }
     assert_error!(
         error_in("id,x, x\na,1,2\n"),
-        DataError::DuplicateColumn { line: 1, first: 2, second: 3, column, .. } if column.as_str() == "x",
+        DataError::DuplicateColumn { line: Some(1), first: 2, second: 3, column, .. } if column.as_str() == "x",
         "line 1",
         "columns 2 and 3",
         "`x`"
@@ -314,12 +345,12 @@ fn headers() {
     );
     assert_error!(
         error_in("id,x,\na,1,7\n"),
-        DataError::UnnamedColumn { line: 1, position: 3, .. },
+        DataError::UnnamedColumn { line: Some(1), position: 3, .. },
         "line 1",
         "column 3",
         "`ignore`"
     );
-    assert_error!(error_in("\nid,x\n"), DataError::NoRows { line: 2, .. }, "line 2", "no rows");
+    assert_error!(error_in("\nid,x\n"), DataError::NoRows { line: Some(2), .. }, "line 2", "no rows");
 }
 
 #[test]
@@ -327,7 +358,7 @@ fn columns_that_do_not_fit_the_file() {
     let fixture = Fixture::csv("id,V1,V2,V3,V4,V5,V6,V7,V8,V9,y\na,1,2,3,4,5,6,7,8,9,0\n");
     assert_error!(
         error_of(&fixture, |s| s.label = Some("Class".into())),
-        DataError::MissingColumn { line: 1, column, available, columns: 11, .. }
+        DataError::MissingColumn { line: Some(1), column, available, columns: 11, .. }
             if column == "Class" && available.len() == 8 && available[1].as_str() == "V1",
         "line 1",
         "`Class`",
@@ -349,7 +380,7 @@ fn columns_that_do_not_fit_the_file() {
     }
     assert_error!(
         error_of(&fixture, |s| s.columns = Some(vec!["V3..V1".into()])),
-        DataError::BackwardRange { line: 1, range, .. } if range == "V3..V1",
+        DataError::BackwardRange { line: Some(1), range, .. } if range == "V3..V1",
         "`V3..V1`",
         "swap"
     );
@@ -376,7 +407,7 @@ fn columns_that_do_not_fit_the_file() {
     for none in
         [|s: &mut DataSource| s.columns = Some(Vec::new()), |s: &mut DataSource| s.ignore = vec!["V1..y".into()]]
     {
-        assert_error!(error_of(&fixture, none), DataError::NoFeatures { line: 1, .. }, "no feature column");
+        assert_error!(error_of(&fixture, none), DataError::NoFeatures { line: Some(1), .. }, "no feature column");
     }
 }
 
@@ -398,10 +429,10 @@ fn rows_of_another_width() {
 
 #[test]
 fn missing_values() {
-    for word in ["", "  ", "NA", "na", "null", "NULL", "?", "\"\""] {
+    for word in ["", "  ", "NA", "na", "null", "NULL", "?", "\"\"", "NaN", "nan"] {
         assert_error!(
             error_in(format!("id,x,z\na,1,2\nb,3,{word}\n")),
-            DataError::MissingValue { line: 3, row: 2, column, .. } if column == "z",
+            DataError::MissingValue { line: Some(3), row: 2, column, .. } if column == "z",
             "line 3 (row 2), column `z`",
             "no value"
         );
@@ -409,7 +440,7 @@ fn missing_values() {
     let label = Fixture::csv("id,y,x\na,,1\n");
     assert_error!(
         error_of(&label, |s| s.label = Some("y".into())),
-        DataError::MissingValue { line: 2, row: 1, column, .. } if column == "y",
+        DataError::MissingValue { line: Some(2), row: 1, column, .. } if column == "y",
         "column `y`"
     );
 }
@@ -419,7 +450,7 @@ fn values_that_are_not_numbers() {
     for word in ["abc", "1,5", "0x10", "1 2", "--1", "1e", "N/A"] {
         assert_error!(
             error_in(format!("id,x,z\na,\"{word}\",2\n")),
-            DataError::NotANumber { line: 2, row: 1, column, value, .. }
+            DataError::NotANumber { line: Some(2), row: 1, column, value, .. }
                 if column == "x" && value.as_str() == word,
             "line 2 (row 1), column `x`",
             "is not a number"
@@ -433,7 +464,7 @@ fn values_that_are_not_numbers() {
 
     assert_error!(
         error_in(b"id,x\na,1\nb,\xe9\n"),
-        DataError::NotUtf8 { line: 3, row: 2, column, .. } if column == "x",
+        DataError::NotUtf8 { line: Some(3), row: 2, column, .. } if column == "x",
         "line 3 (row 2), column `x`",
         "UTF-8"
     );
@@ -441,10 +472,10 @@ fn values_that_are_not_numbers() {
 
 #[test]
 fn values_that_are_not_finite() {
-    for word in ["NaN", "nan", "inf", "-Infinity", "1e999", "3.5e38", "-1e39"] {
+    for word in ["inf", "-Infinity", "1e999", "3.5e38", "-1e39"] {
         assert_error!(
             error_in(format!("id,x\na,{word}\n")),
-            DataError::NotFinite { line: 2, row: 1, column, value, .. }
+            DataError::NotFinite { line: Some(2), row: 1, column, value, .. }
                 if column == "x" && value.as_str() == word,
             "line 2 (row 1), column `x`",
             "finite"
@@ -452,7 +483,7 @@ fn values_that_are_not_finite() {
         let label = Fixture::csv(format!("id,y,x\na,{word},1\n"));
         assert_error!(
             error_of(&label, |s| s.label = Some("y".into())),
-            DataError::NotFinite { line: 2, column, .. } if column == "y",
+            DataError::NotFinite { line: Some(2), column, .. } if column == "y",
             "column `y`"
         );
     }
@@ -462,39 +493,39 @@ fn values_that_are_not_finite() {
 fn ids_that_are_empty_doubled_or_joined() {
     assert_error!(
         error_in("id,x\na,1\n ,2\n"),
-        DataError::EmptyId { line: 3, row: 2, column, .. } if column == "id",
+        DataError::EmptyId { line: Some(3), row: 2, column, .. } if column == "id",
         "line 3 (row 2), column `id`"
     );
     assert_error!(
         error_in("id,x\na,1\nb,2\n a,3\n"),
-        DataError::DuplicateId { line: 4, row: 3, first_line: 2, id, column, .. }
-            if id.as_str() == "a" && column == "id",
+        DataError::DuplicateId { line: Some(4), row: 3, first, id, column, .. }
+            if first.line == Some(2) && id.as_str() == "a" && column == "id",
         "line 4 (row 3), column `id`",
         "line 2",
         "`a`"
     );
     assert_error!(
         error_in("id,x\na\u{1f}b,1\n"),
-        DataError::SeparatorInId { line: 2, row: 1, column, .. } if column == "id",
+        DataError::SeparatorInId { line: Some(2), row: 1, column, .. } if column == "id",
         "line 2 (row 1), column `id`",
         "U+001F"
     );
     assert_error!(
         error_in(b"id,x\n\xff,1\n"),
-        DataError::NotUtf8 { line: 2, row: 1, column, .. } if column == "id",
+        DataError::NotUtf8 { line: Some(2), row: 1, column, .. } if column == "id",
         "column `id`"
     );
     let composite = Fixture::csv("c,t,x\na,1,0\na,1,0\nb,,0\n");
     let by_both = |s: &mut DataSource| s.id = Some(Columns::Many(vec!["c".into(), "t".into()]));
     assert_error!(
         error_of(&composite, by_both),
-        DataError::EmptyId { line: 4, row: 3, column, .. } if column == "t",
+        DataError::EmptyId { line: Some(4), row: 3, column, .. } if column == "t",
         "column `t`"
     );
     let composite = Fixture::csv("c,t,x\na,1,0\na,1,0\n");
     assert_error!(
         error_of(&composite, by_both),
-        DataError::DuplicateId { line: 3, first_line: 2, id, .. } if id.as_str() == "a+1",
+        DataError::DuplicateId { line: Some(3), first, id, .. } if first.line == Some(2) && id.as_str() == "a+1",
         "column `c+t`",
         "`a+1`"
     );
@@ -503,7 +534,7 @@ fn ids_that_are_empty_doubled_or_joined() {
 #[test]
 fn lines_are_counted_as_an_editor_does() {
     for content in ["id,x\na,1\nb,?\n", "id,x\r\na,1\r\nb,?\r\n", "id,x\na,1\nb,?", "\u{feff}id,x\na,1\nb,?"] {
-        assert_error!(error_in(content), DataError::MissingValue { line: 3, row: 2, .. }, "line 3");
+        assert_error!(error_in(content), DataError::MissingValue { line: Some(3), row: 2, .. }, "line 3");
     }
     for content in [
         "id,x\n\n\na,1\n\nb,?\n",
@@ -512,7 +543,7 @@ fn lines_are_counted_as_an_editor_does() {
         "id,x\r\n\"a\r\n\r\n\",1\r\n\r\nb,?",
         "id,x\n\n\na,1\n\n\"b\n\n\",?\n",
     ] {
-        assert_error!(error_in(content), DataError::MissingValue { line: 6, row: 2, .. }, "line 6");
+        assert_error!(error_in(content), DataError::MissingValue { line: Some(6), row: 2, .. }, "line 6");
     }
 }
 
@@ -538,7 +569,7 @@ fn an_endless_row_is_not_read_into_memory() {
     let endless = |start: &'static [u8]| start.chain(std::io::repeat(b'x'));
     use std::io::Read;
     for (start, expected) in [(&b"id,x"[..], 1), (b"id,x\na,1\nb,2", 3), (b"id,x\na,\"1", 2)] {
-        let error = csv::read_from(&source("endless.csv"), Packing::Plain, endless(start), None).unwrap_err();
+        let error = read_csv(&source("endless.csv"), Packing::Plain, endless(start), None).unwrap_err();
         assert!(matches!(&error, DataError::RowTooLong { line, .. } if *line == expected), "{error:?}");
         assert!(error.to_string().contains(&format!("endless.csv: line {expected}")), "{error}");
     }
@@ -549,7 +580,7 @@ fn many_long_rows_may_be_longer_together_than_one() {
     let note = "n".repeat(1 << 20);
     let rows: String = (0..20).map(|row| format!("{row},{row},{note}\n")).collect();
     let source = DataSource { ignore: vec!["note".into()], ..source("long.csv") };
-    let table = csv::read_from(&source, Packing::Plain, format!("id,x,note\n{rows}").as_bytes(), None).unwrap();
+    let table = read_csv(&source, Packing::Plain, format!("id,x,note\n{rows}").as_bytes(), None).unwrap();
     assert_eq!(table.features.dim(), (20, 1));
 }
 
@@ -563,12 +594,12 @@ fn a_long_table_is_whole_whatever_was_expected() {
         let fixture = Fixture::csv(&content);
         for length in [None, Some(content.len() as u64), Some(u64::MAX)] {
             let source = DataSource { label: Some("y".into()), ..fixture.source() };
-            let table = csv::read_from(&source, Packing::Plain, content.as_bytes(), length).unwrap();
+            let table = read_csv(&source, Packing::Plain, content.as_bytes(), length).unwrap();
             assert_eq!(table.features.dim(), (25_000, 1));
             assert!(table.features.column(0).iter().enumerate().all(|(row, &x)| x == row as f32));
             let labels = table.labels.unwrap();
             assert!(labels.iter().enumerate().all(|(row, y)| *y == value(row).parse::<f32>().unwrap()));
-            assert_eq!(table.ids.get(24_999), "24999");
+            assert_eq!(table.ids[24_999], "24999");
         }
     }
 }
@@ -649,7 +680,7 @@ proptest! {
             label: label.then(|| "y".into()),
             ..source("any.csv")
         };
-        match csv::read_from(&source, Packing::Plain, &bytes[..], None) {
+        match read_csv(&source, Packing::Plain, &bytes[..], None) {
             Ok(table) => {
                 prop_assert_eq!(table.features.nrows(), table.ids.len());
                 prop_assert_eq!(table.features.ncols(), table.feature_names.len());
@@ -669,7 +700,7 @@ proptest! {
         let at = cut.index(packed.len());
         packed[at] ^= bytes.first().copied().unwrap_or(0);
         let input = flate2::read::MultiGzDecoder::new(&packed[..]);
-        let _ = csv::read_from(&source("any.csv.gz"), Packing::Gzip, input, None);
+        let _ = read_csv(&source("any.csv.gz"), Packing::Gzip, input, None);
     }
 }
 
@@ -677,13 +708,16 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
-    fn what_is_written_reads_back_to_the_same_bits((ids, scores) in ids_and_scores()) {
+    fn what_is_written_holds_the_bits_and_reads_back((ids, scores) in ids_and_scores()) {
         let fixture = Fixture::csv("");
         write_scores(&fixture.file, ids.iter(), scores.view()).unwrap();
         let table = fixture.read().unwrap();
-        prop_assert_eq!(table.ids.iter().collect::<Vec<_>>(), ids);
-        let bits = |values: &Array2<f32>| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        prop_assert_eq!(bits(&table.features), bits(&scores));
+        prop_assert_eq!(&table.ids, &ids);
+        // Through f64, as any decimal that is read: a score's own bits, or, where that rounds twice, a neighbour's.
+        let expected: Vec<_> = scores.iter().map(|x| (x.to_string().parse::<f64>().unwrap() as f32).to_bits()).collect();
+        prop_assert_eq!(table.features.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), expected);
+        let parsed: Vec<_> = scores.iter().map(|x| x.to_string().parse::<f32>().unwrap().to_bits()).collect();
+        prop_assert_eq!(parsed, scores.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
     }
 }
 
@@ -736,7 +770,7 @@ fn shared_data() {
     ] {
         let start = Instant::now();
         let table = read(&source).unwrap_or_else(|error| panic!("{error}"));
-        eprintln!("{}: {table:?} in {:?}", source.file.display(), start.elapsed());
+        eprintln!("{}: {:?} in {:?}", source.file, table.features.dim(), start.elapsed());
         assert_eq!(table.features.dim(), (n, d));
         assert_eq!(table.ids.len(), n);
         let found = table.labels.map(|labels| labels.iter().filter(|&&label| label == 1.0).count());

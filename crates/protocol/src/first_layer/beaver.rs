@@ -34,13 +34,13 @@
 //! Source: arXiv 2012.09364, SPNN-SS; D. Beaver, CRYPTO 1991; matrix triples, and one mask for a matrix that is
 //! multiplied many times, from Mohassel and Zhang, S&P 2017, section IV. The share of zero is an addition here.
 
-use super::{MaskSteps, PartySide, pair_keys, sharing};
+use super::{MaskSteps, OwnFeatures, PartySide, pair_keys, sharing};
 use crate::contract::Leak;
 use crate::error::{own_feature, own_value};
 use crate::message::HEADER_BYTES;
 use crate::{Network, ProtocolError, Role, Sending, SessionConfig, Step};
 use async_trait::async_trait;
-use ndarray::{ArrayView2, s};
+use ndarray::{ArrayView2, ArrayViewMut2};
 use serde::{Deserialize, Serialize};
 use spnn_crypto::{FixedPoint, FixedPointError, MaskContext, PairKey, RingPanels, SecretRng, Sign};
 use std::ops::Range;
@@ -188,17 +188,16 @@ pub struct Party {
 }
 
 impl Party {
-    /// Set-up of a party, steps 1 to 3, with the number of features of every party and its own features of all rows,
-    /// `[rows, d_i]`.
+    /// Set-up of a party, steps 1 to 3, with the number of features of every party and its own features.
     ///
     /// # Errors
-    /// [`ProtocolError::OwnFeature`] at a feature that cannot be encoded; as [`Network::recv_payload`].
+    /// [`ProtocolError::OwnFeature`] at a feature that cannot be encoded; as [`Network::recv_payload`], or as `own`.
     pub async fn set_up(
         session: &SessionConfig,
         incarnation: u64,
         network: &mut Network,
         features: &[usize],
-        x: ArrayView2<'_, f32>,
+        own: OwnFeatures<'_>,
     ) -> Result<Self, ProtocolError> {
         let [factor, _] = session.beaver.fixed_points(session.parties)?;
         let columns = |party: usize| {
@@ -226,7 +225,7 @@ impl Party {
             columns: columns(place),
             features: features.iter().sum(),
             width: session.model.hidden_width as usize,
-            largest: x.iter().fold(0.0_f32, |largest, x| largest.max(x.abs())).into(),
+            largest: 0.0,
             opened: Vec::new(),
             prepared: None,
             v: Vec::new(),
@@ -234,27 +233,29 @@ impl Party {
             share: Vec::new(),
             correction: Vec::new(),
         };
-        party.open_features(network, x).await?;
+        party.open_features(network, own).await?;
         Ok(party)
     }
 
     /// Steps 2 and 3.
-    async fn open_features(&mut self, network: &mut Network, x: ArrayView2<'_, f32>) -> Result<(), ProtocolError> {
+    async fn open_features(&mut self, network: &mut Network, features: OwnFeatures<'_>) -> Result<(), ProtocolError> {
         let (step, d) = (Step::SETUP, self.features);
-        self.opened.try_reserve_exact(x.nrows().saturating_mul(d)).map_err(|_| ProtocolError::Unexpected {
+        let OwnFeatures { rows, gather } = features;
+        self.opened.try_reserve_exact((rows as usize).saturating_mul(d)).map_err(|_| ProtocolError::Unexpected {
             peer: Role::Coordinator,
-            expected: format!("features of which {} rows fit this machine's memory", x.nrows()),
+            expected: format!("features of which {rows} rows fit this machine's memory"),
             found: format!("{d} features"),
         })?;
-        let all: Vec<u32> = (0..).take(x.nrows()).collect();
+        let all: Vec<u32> = (0..rows).collect();
         for (part, rows) in (0..).zip(all.chunks(chunk_rows(d))) {
-            let start = rows[0] as usize;
-            let chunk = x.slice(s![start..start + rows.len(), ..]);
+            let mut chunk = Zeroizing::new(vec![0_f32; rows.len() * self.columns.len()]);
+            let shape = (rows.len(), self.columns.len());
+            #[expect(clippy::expect_used, reason = "as many values as the shape has")]
+            gather(rows, ArrayViewMut2::from_shape(shape, &mut chunk).expect("n·d_i values"))?;
+            self.largest = chunk.iter().fold(self.largest, |largest, x| largest.max(x.abs().into()));
             let mut own = Zeroizing::new(vec![0_u64; chunk.len()]);
-            let values = chunk.as_standard_layout();
-            self.factor
-                .encode_onto(values.as_slice().unwrap_or_default(), &mut own)
-                .map_err(|e| own_feature(start, chunk.ncols(), e))?;
+            let start = rows[0] as usize;
+            self.factor.encode_onto(&chunk, &mut own).map_err(|e| own_feature(start, shape.1, e))?;
             let mut share = Zeroizing::new(vec![0_u64; rows.len() * d]);
             for Peer { key, mine, theirs, columns } in &self.peers {
                 key.mask_rows(&self.masks.of(step, Tensor::X(*mine)), Sign::Minus, rows, &mut own);
@@ -481,7 +482,7 @@ impl Drop for Dealer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::first_layer::conformance::{networks, session};
+    use crate::first_layer::conformance::{networks, of_matrix, session};
     use crate::{FirstLayerKind, Phase};
     use ndarray::{Array2, array};
     use std::time::Duration;
@@ -505,7 +506,9 @@ mod tests {
             channel.exchange_payload(Step::SETUP, 0, &share, bytemuck::cast_slice_mut(&mut opened)).await
         };
         let features = [x.ncols(), x.ncols()];
-        let (party, theirs) = tokio::join!(Party::set_up(session, 1, &mut zero, &features, x), theirs);
+        let mut gather = of_matrix(x);
+        let own = OwnFeatures { rows: u32::try_from(x.nrows()).unwrap(), gather: &mut gather };
+        let (party, theirs) = tokio::join!(Party::set_up(session, 1, &mut zero, &features, own), theirs);
         theirs.unwrap();
         (party.unwrap(), zero, one, opened)
     }

@@ -1,10 +1,10 @@
 //! One suite, run for every first-layer protocol.
 
 use super::beaver::Dealer;
-use super::{PartySide, ServerSide, dealer_side, party_side, server_side};
+use super::{OwnFeatures, PartySide, ServerSide, dealer_side, party_side, server_side};
 use crate::transport::{MemoryNetwork, Transport};
 use crate::{Cause, FirstLayerKind, Network, Phase, ProtocolError, Role, Sending, SessionConfig, SessionFile, Step};
-use ndarray::{Array2, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use proptest::prelude::*;
 use spnn_crypto::SecretRng;
 use std::path::Path;
@@ -58,6 +58,17 @@ pub(crate) async fn networks(roles: &[Role], pipe: usize, timeout: Duration) -> 
     crate::all(connected).await.unwrap()
 }
 
+/// The rows of a matrix, as [`OwnFeatures`] gathers them.
+pub(crate) fn of_matrix(
+    x: ArrayView2<'_, f32>,
+) -> impl FnMut(&[u32], ArrayViewMut2<'_, f32>) -> Result<(), ProtocolError> {
+    move |rows, mut out| {
+        let rows: Vec<usize> = rows.iter().map(|&row| row as usize).collect();
+        out.assign(&x.select(Axis(0), &rows));
+        Ok(())
+    }
+}
+
 /// Every role's network and its side of the protocol, set up together.
 struct World {
     parties: Vec<(Network, Box<dyn PartySide>)>,
@@ -79,7 +90,9 @@ impl World {
         let parties = crate::all(networks.into_iter().zip(&case.x).map(|(mut network, x)| {
             let features = &features;
             async move {
-                let side = party_side(session, incarnation, &mut network, features, x.view()).await?;
+                let mut gather = of_matrix(x.view());
+                let own = OwnFeatures { rows: u32::try_from(x.nrows()).unwrap(), gather: &mut gather };
+                let side = party_side(session, incarnation, &mut network, features, own).await?;
                 network.channels().for_each(|c| c.set_timeout(TIMEOUT));
                 Ok((network, side))
             }

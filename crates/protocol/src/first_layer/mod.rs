@@ -21,7 +21,7 @@ pub(crate) mod conformance;
 use crate::contract::Leak;
 use crate::{Network, Phase, ProtocolError, Sending, SessionConfig, SessionError, Step};
 use async_trait::async_trait;
-use ndarray::ArrayView2;
+use ndarray::{ArrayView2, ArrayViewMut2};
 use serde::{Deserialize, Serialize};
 use spnn_crypto::{MaskContext, PairKey, RingElement, Sign};
 use std::collections::BTreeMap;
@@ -83,21 +83,31 @@ pub trait ServerSide: Send {
     ) -> Result<ArrayView2<'_, f32>, ProtocolError>;
 }
 
-/// This party's side of the session's protocol, with the number of features of every party and its own features of all
-/// rows, `[rows, d_i]`.
+/// A party's own features of all rows, which need not be in memory together.
+pub struct OwnFeatures<'a> {
+    /// How many rows there are.
+    pub rows: u32,
+    /// Makes the features of some of them, `[rows, d_i]`.
+    pub gather: &'a mut Gather<'a>,
+}
+
+/// Makes a party's features of the given rows, `[rows, d_i]`.
+pub type Gather<'a> = dyn FnMut(&[u32], ArrayViewMut2<'_, f32>) -> Result<(), ProtocolError> + 'a;
+
+/// This party's side of the session's protocol, with the number of features of every party and its own features.
 ///
 /// # Errors
-/// [`ProtocolError`] if the session's numbers cannot work, or a key to another party cannot be had.
+/// [`ProtocolError`] if the session's numbers cannot work, a key to another party cannot be had, or `own` fails.
 pub async fn party_side(
     session: &SessionConfig,
     incarnation: u64,
     network: &mut Network,
     features: &[usize],
-    x: ArrayView2<'_, f32>,
+    own: OwnFeatures<'_>,
 ) -> Result<Box<dyn PartySide>, ProtocolError> {
     Ok(match session.first_layer {
         FirstLayerKind::Plain => Box::new(plain::Party::new(session)),
-        FirstLayerKind::Beaver => Box::new(beaver::Party::set_up(session, incarnation, network, features, x).await?),
+        FirstLayerKind::Beaver => Box::new(beaver::Party::set_up(session, incarnation, network, features, own).await?),
         FirstLayerKind::Paillier => Box::new(paillier::Party::set_up(session, incarnation, network).await?),
         FirstLayerKind::Sharing => match session.sharing.ring_bits {
             32 => sharing_party::<u32>(session, incarnation, network)?,
