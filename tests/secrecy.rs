@@ -135,8 +135,9 @@ fn logs_hold_no_secret() {
     secrets.extend([hex(&digest), format!("{digest:?}")]);
     let manifest: serde_json::Value =
         serde_json::from_slice(&fs::read(run.join("party-0/model.json")).unwrap()).unwrap();
-    let scaling = manifest["extra"]["standardizer"].as_object().unwrap();
-    let numbers = scaling.values().filter_map(|v| v.as_array()).flatten().filter_map(serde_json::Value::as_f64);
+    let scaling = manifest["extra"]["encoding"]["columns"].as_array().unwrap();
+    let scalings = scaling.iter().filter_map(|column| column["encoding"]["numeric"].as_object());
+    let numbers = scalings.flat_map(|scaling| scaling.values()).filter_map(serde_json::Value::as_f64);
     let numbers: Vec<String> =
         numbers.filter(|n| n.fract() != 0.0).map(|n| n.to_string().chars().take(8).collect()).collect();
     assert!(numbers.len() >= 4, "{scaling:?}");
