@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 pub(crate) fn run(command: AuditCommand) -> Result<(), CliError> {
     match command {
         AuditCommand::Verify { logs, authority } => check(&logs, authority.as_deref()),
-        AuditCommand::Show { log } => {
-            print!("{}", in_words(&read(&log)?));
+        AuditCommand::Show { file } => {
+            print!("{}", in_words(&read(&file)?));
             Ok(())
         }
-        AuditCommand::Export { log, csv, json: _ } => {
-            let log = read(&log)?;
+        AuditCommand::Export { file, csv, json: _ } => {
+            let log = read(&file)?;
             if csv {
                 println!("time,role,incarnation,what,peer,kind,phase,epoch,count,bytes,rows,columns,digest");
             }

@@ -49,8 +49,7 @@ fn new(args: &NewContract) -> Result<(), CliError> {
         return Err(CliError::Usage(format!("{role} does not take part in {}", args.session.display())));
     }
     if let Some(leak) = args.accept.iter().find(|leak| !session.leaks().contains(leak)) {
-        let kind = session.first_layer;
-        return Err(CliError::Usage(format!("first_layer = \"{kind}\" does not have the leak {leak}")));
+        return Err(CliError::Usage(format!("this session does not have the leak {leak}")));
     }
     let mut keys = BTreeMap::new();
     for certificate in &args.certificate {
@@ -103,7 +102,7 @@ fn section(
 
     text += "# What this session does not prevent. It is a contract only when every name is accepted.\naccepted_leaks = [\n";
     for leak in session.leaks() {
-        let accepted = if args.accept.contains(leak) { "" } else { "# " };
+        let accepted = if args.accept.contains(&leak) { "" } else { "# " };
         let _ = writeln!(text, "  # {}\n  {accepted}\"{leak}\",", leak.says());
     }
     text += "]\n\n# The feature columns of each party, by name: it takes part with these and no others.\n[contract.columns]\n";

@@ -537,13 +537,15 @@ pub(crate) enum AuditCommand {
     #[command(after_help = "Example: spnn audit show party-0/audit.jsonl")]
     Show {
         /// The log
-        log: PathBuf,
+        #[arg(value_name = "LOG")]
+        file: PathBuf,
     },
     /// Print what was sent, received, opened and released, for other tools
     #[command(after_help = "Example: spnn audit export party-0/audit.jsonl --csv")]
     Export {
         /// The log
-        log: PathBuf,
+        #[arg(value_name = "LOG")]
+        file: PathBuf,
         /// As a table
         #[arg(long, required_unless_present = "json", conflicts_with = "json")]
         csv: bool,

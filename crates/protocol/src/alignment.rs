@@ -28,6 +28,7 @@
 //! (1999). The comparison at one party over lists whose order it does not know is what keeps three or more parties from
 //! learning of pairs.
 
+use crate::contract::Leak;
 use crate::durable::write_private;
 use crate::message::{AlignmentOffer, AlignmentResult, Kind};
 use crate::{Channel, Network, PartyId, ProtocolError, Role, SessionConfig, Step, Task, all};
@@ -74,6 +75,9 @@ pub trait IdList: Sync {
     /// The id of a row; the parts of one made of several columns with [`ID_SEPARATOR`] between them.
     fn id(&self, row: usize) -> Cow<'_, str>;
 }
+
+/// What alignment does not prevent; [`first_layer`](crate::first_layer) has the rest.
+pub(crate) const LEAK: Leak = Leak::PartiesLearnCommonRows;
 
 /// Stands between the parts of an id made of several columns: the ASCII unit separator, which no part may contain.
 pub const ID_SEPARATOR: char = '\u{1f}';

@@ -1,6 +1,6 @@
 //! The session: what all roles must agree on.
 
-use crate::alignment::AlignmentSpec;
+use crate::alignment::{self, AlignmentSpec};
 use crate::contract::{ContractTerms, Leak};
 use crate::first_layer::beaver::BeaverSpec;
 use crate::first_layer::paillier::PaillierSpec;
@@ -388,8 +388,9 @@ impl SessionConfig {
 
     /// What this session does not prevent, all of which its contract must accept.
     #[must_use]
-    pub fn leaks(&self) -> &'static [Leak] {
-        first_layer::leaks(self.first_layer)
+    pub fn leaks(&self) -> Vec<Leak> {
+        let aligned = self.alignment.is_some().then_some(alignment::LEAK);
+        first_layer::leaks(self.first_layer).iter().copied().chain(aligned).collect()
     }
 
     /// All parties, in order.

@@ -39,6 +39,8 @@ leaks! {
         "The server knows which rows of different epochs are the same record, though not whose it is.";
     CoordinatorLearnsMetrics = "coordinator-learns-metrics":
         "The coordinator learns losses, metrics, numbers of rows and columns, and timing.";
+    PartiesLearnCommonRows = "parties-learn-common-rows":
+        "Every party learns which of its ids all the others have, too, and how many ids each of them has.";
     ServerLearnsEachProduct = "server-learns-each-product":
         "The server learns every party's own product of features and weights: nothing of the first layer is protected.";
     CollusionOfServerAndAllOtherParties = "collusion-of-server-and-all-other-parties":

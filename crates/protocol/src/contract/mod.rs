@@ -308,12 +308,12 @@ impl ContractTerms {
             expected,
             found: format!("[{}]", some_of(&self.accepted_leaks)),
         };
-        let (kind, leaks) = (session.first_layer, session.leaks());
+        let leaks = session.leaks();
         if let Some(missing) = leaks.iter().find(|leak| !self.accepted_leaks.contains(leak)) {
-            return Err(wrong(format!("first_layer = \"{kind}\" needs \"{missing}\" accepted: {}", missing.says())));
+            return Err(wrong(format!("this session needs \"{missing}\" accepted: {}", missing.says())));
         }
         if let Some(more) = self.accepted_leaks.iter().find(|leak| !leaks.contains(leak)) {
-            return Err(wrong(format!("first_layer = \"{kind}\" does not have \"{more}\"; remove it")));
+            return Err(wrong(format!("this session does not have \"{more}\"; remove it")));
         }
         if !is_set(&self.accepted_leaks) {
             return Err(wrong("each name once".into()));
