@@ -164,8 +164,9 @@ fn config(launch: &Launch<'_>, role: Role) -> RoleConfig {
         report: None,
         monitor: None,
         allow_unprotected: launch.session.first_layer == FirstLayerKind::Plain,
-        join_timeout_s: 60.0,
-        // This command watches the processes itself, and ends all when one is gone. A batch under Paillier can take minutes.
+        // This command watches the processes itself, and ends all when one is gone. Reading a large file and a batch under
+        // Paillier can take minutes.
+        join_timeout_s: 3600.0,
         peer_timeout_s: 3600.0,
         rejoin_timeout_s: 0.0,
         checkpoint_every_s: launch.checkpoint_every.as_secs_f64(),

@@ -2,7 +2,9 @@ use super::*;
 use crate::first_layer::conformance::{networks, session};
 use crate::{Cause, FirstLayerKind};
 use proptest::prelude::*;
+use spnn_crypto::BlindingKey;
 use std::collections::BTreeSet;
+use std::fs;
 
 /// The smallest pipe: where two parties both send before they receive, this hangs at once.
 const PIPE: usize = 64;
