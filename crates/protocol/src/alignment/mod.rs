@@ -9,8 +9,9 @@
 //! that makes ids up (all telephone numbers, say) learns which of them the others have. The sizes of the sets are capped by
 //! the session and logged, so that it can be noticed.
 //!
-//! Every party blinds ids as points of ristretto255 under a secret scalar of its own ([`BlindingKey`]), after hashing them
-//! with the digest of the session as salt: points of one session say nothing about those of another.
+//! Every party blinds ids as points of ristretto255 under a secret scalar of its own
+//! ([`BlindingKey`](spnn_crypto::BlindingKey)), after hashing them with the digest of the session as salt: points of one
+//! session say nothing about those of another.
 //!
 //! 1. Parties exchange [`AlignmentOffer`]: number of ids, and what is left of an alignment that was interrupted.
 //! 2. Party `s` shuffles its ids, blinds them and sends them on; every other party blinds them, party 0 last. Party 0
