@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod kit;
+
+use kit::shell;
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 /// The shell blocks of the first section, each with the word after `sh`.
 fn blocks() -> Vec<(String, String)> {
@@ -28,19 +30,6 @@ fn with_free_ports(script: &str) -> String {
     documented.iter().zip(free).fold(script.to_owned(), |script, (port, address)| {
         script.replace(&format!("127.0.0.1:{port}"), &address.unwrap().to_string())
     })
-}
-
-fn shell(script: &str, directory: &Path) -> Command {
-    let program = PathBuf::from(env!("CARGO_BIN_EXE_spnn"));
-    let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
-    let mut command = Command::new("bash");
-    command
-        .args(["-euc", script])
-        .current_dir(directory)
-        .env("PATH", path)
-        .env("SPNN_SOURCE", env!("CARGO_MANIFEST_DIR"))
-        .env_remove("SPNN_PASSPHRASE");
-    command
 }
 
 /// Runs all lines at once; each must end well.

@@ -2,26 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+mod kit;
+
+use kit::shell;
 
 /// The shell blocks of the README's section on four terminals.
 fn blocks() -> Vec<String> {
     let readme = include_str!("../README.md");
     let section = readme.split("\n## Four terminals\n").nth(1).unwrap().split("\n## ").next().unwrap();
     section.split("```sh\n").skip(1).map(|b| b.split("```").next().unwrap().to_owned()).collect()
-}
-
-fn shell(script: &str, directory: &Path) -> Command {
-    let program = PathBuf::from(env!("CARGO_BIN_EXE_spnn"));
-    let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
-    let mut command = Command::new("bash");
-    command
-        .args(["-euc", script])
-        .current_dir(directory)
-        .env("PATH", path)
-        .env("SPNN_SOURCE", env!("CARGO_MANIFEST_DIR"));
-    command
 }
 
 #[test]

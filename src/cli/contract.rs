@@ -231,7 +231,7 @@ fn in_words(session: &SessionConfig, terms: &ContractTerms) -> String {
     let mut text = format!(
         "contract {}, sha256:{}\n\npurpose: {}\nin force until {} (UTC)\n\nwho takes part, and signs:\n",
         session.name,
-        session.digest().iter().fold(String::new(), |text, b| text + &format!("{b:02x}")),
+        session.digest_text(),
         terms.purpose.trim(),
         terms.expires,
     );

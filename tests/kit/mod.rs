@@ -51,6 +51,19 @@ pub(crate) struct Said {
     pub(crate) err: String,
 }
 
+/// A script of a document, with the binary under test on its path.
+pub(crate) fn shell(script: &str, directory: &Path) -> Command {
+    let path = format!("{}:{}", Path::new(SPNN).parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let mut command = Command::new("bash");
+    command
+        .args(["-euc", script])
+        .current_dir(directory)
+        .env("PATH", path)
+        .env("SPNN_SOURCE", env!("CARGO_MANIFEST_DIR"))
+        .env_remove("SPNN_PASSPHRASE");
+    command
+}
+
 /// Runs `spnn` to its end.
 pub(crate) fn spnn(args: &[&str]) -> Said {
     let output = Command::new(SPNN).args(args).env_remove("SPNN_LOG").stdin(Stdio::null()).output().unwrap();

@@ -275,7 +275,7 @@ struct Finished {
 
 impl Finished {
     fn of(session: &SessionConfig, options: &JoinOptions) -> Self {
-        let session = session.digest().iter().map(|b| format!("{b:02x}")).collect();
+        let session = session.digest_text();
         Self { file: options.directory.join("finished"), session }
     }
 

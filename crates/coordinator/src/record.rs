@@ -104,7 +104,7 @@ impl SessionRecord {
         let total = features.iter().copied().map(u64::from).sum();
         Self {
             spnn: env!("CARGO_PKG_VERSION").to_owned(),
-            session: session.digest().iter().map(|b| format!("{b:02x}")).collect(),
+            session: session.digest_text(),
             name: session.name.clone(),
             task,
             incarnation,

@@ -316,7 +316,8 @@ impl<'a> Party<'a> {
             None => self.options.join.directory.join("predictions.csv"),
         };
         data::write_scores(&file, self.data.ids_of(rows), scores.view())?;
-        self.network.released(rows.len(), scores.ncols(), most_often(rows))?;
+        // A pass has each row once.
+        self.network.released(rows.len(), scores.ncols(), 1)?;
         info!(rows = rows.len(), "wrote scores to {}", file.display());
         Ok(())
     }
@@ -447,13 +448,6 @@ pub fn check_columns(
     }
     let columns = data::feature_columns(&source)?;
     Ok(terms.check_columns(me, &columns).map_err(ProtocolError::from)?)
-}
-
-/// How often the row that comes most often comes.
-fn most_often(rows: &[u32]) -> usize {
-    let mut sorted = rows.to_vec();
-    sorted.sort_unstable();
-    sorted.chunk_by(PartialEq::eq).map(<[u32]>::len).max().unwrap_or_default()
 }
 
 impl Head {

@@ -275,3 +275,6 @@ pub(crate) fn check_finite(values: &[f32], what: &'static str, step: Step) -> Re
 pub(crate) fn training_rows(schedule: &Schedule) -> Vec<u32> {
     schedule.order(spnn_protocol::Phase::Train, 1)
 }
+
+#[cfg(test)]
+mod tests;

@@ -155,8 +155,7 @@ impl Checkpoints {
 
     /// A directory may have served another session before; its checkpoints are left alone.
     fn prefix(&self) -> String {
-        let digits: String = self.label.session[..4].iter().map(|b| format!("{b:02x}")).collect();
-        format!("{digits}-")
+        format!("{}-", base16ct::lower::encode_string(&self.label.session[..4]))
     }
 
     /// Files that are named like checkpoints of this session, in order of position.

@@ -2,6 +2,7 @@
 
 use crate::durable::write_durable;
 use crate::{ProtocolError, Role, SessionConfig};
+use base16ct::lower::encode_string as hex;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -147,8 +148,4 @@ fn misfit(file: &Path, reason: &dyn std::fmt::Display) -> ProtocolError {
 
 fn digest<T: Serialize>(value: &T) -> serde_json::Result<String> {
     Ok(hex(&Sha256::digest(serde_json::to_string(value)?)))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

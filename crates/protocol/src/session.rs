@@ -1,7 +1,7 @@
 //! The session: what all roles must agree on.
 
 use crate::alignment::{self, AlignmentSpec};
-use crate::contract::{ContractTerms, Leak};
+use crate::contract::{self, ContractTerms, Leak};
 use crate::first_layer::beaver::BeaverSpec;
 use crate::first_layer::paillier::PaillierSpec;
 use crate::first_layer::sharing::SharingSpec;
@@ -377,6 +377,12 @@ impl SessionConfig {
         Sha256::digest(self.canonical()).into()
     }
 
+    /// [`digest`](Self::digest) as people and files have it: hexadecimal digits.
+    #[must_use]
+    pub fn digest_text(&self) -> String {
+        base16ct::lower::encode_string(&self.digest())
+    }
+
     /// The first field in which another session's canonical text differs, for the error message.
     #[must_use]
     pub fn difference(&self, theirs: &str) -> Option<Difference> {
@@ -390,7 +396,7 @@ impl SessionConfig {
     #[must_use]
     pub fn leaks(&self) -> Vec<Leak> {
         let aligned = self.alignment.is_some().then_some(alignment::LEAK);
-        first_layer::leaks(self.first_layer).iter().copied().chain(aligned).collect()
+        [contract::OF_EVERY_SESSION, first_layer::leaks(self.first_layer)].concat().into_iter().chain(aligned).collect()
     }
 
     /// All parties, in order.

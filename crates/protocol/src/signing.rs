@@ -2,6 +2,7 @@
 
 use crate::Role;
 use crate::identity::{Fingerprint, Identity, provider, role_and_fingerprint};
+use base16ct::lower::encode_string as hex;
 use rustls::SignatureScheme;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -77,7 +78,8 @@ impl Seal {
             return Err("its certificate is not written as this program writes it".into());
         }
         let message = with_certificate(message, &certificate);
-        let signature = bytes(&self.signature).ok_or("its value is not lower-case hexadecimal")?;
+        let signature =
+            base16ct::lower::decode_vec(&self.signature).map_err(|_| "its value is not lower-case hexadecimal")?;
         let parsed = EndEntityCert::try_from(leaf).map_err(|e| e.to_string())?;
         let schemes = provider().signature_verification_algorithms.mapping;
         let with = schemes.iter().filter(|(scheme, _)| *scheme == self.algorithm.scheme()).flat_map(|(_, all)| *all);
@@ -97,25 +99,4 @@ fn with_certificate(message: &[u8], certificate: &str) -> Vec<u8> {
 fn to_pem(chain: &[CertificateDer<'_>]) -> String {
     let chain: Vec<pem::Pem> = chain.iter().map(|c| pem::Pem::new("CERTIFICATE", c.as_ref())).collect();
     pem::encode_many_config(&chain, pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF))
-}
-
-/// Lower-case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digits = bytes.iter().flat_map(|b| [DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]]);
-    digits.map(char::from).collect()
-}
-
-/// The bytes of lower-case hexadecimal digits.
-pub(crate) fn bytes(hex: &str) -> Option<Vec<u8>> {
-    let digit = |d: u8| match d {
-        b'0'..=b'9' => Some(d - b'0'),
-        b'a'..=b'f' => Some(d - b'a' + 10),
-        _ => None,
-    };
-    let pair = |pair: &[u8]| match pair {
-        [high, low] => Some((digit(*high)? << 4) | digit(*low)?),
-        _ => None,
-    };
-    hex.as_bytes().chunks(2).map(pair).collect()
 }

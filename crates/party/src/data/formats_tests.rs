@@ -15,7 +15,7 @@ use ::parquet::data_type::{
 use ::parquet::file::properties::{EnabledStatistics, WriterProperties};
 use ::parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
 use ::parquet::schema::parser::parse_message_type;
-use ndarray::{Array2, array};
+use ndarray::Array2;
 use proptest::prelude::*;
 use spnn_protocol::PreparationSpec;
 use tempfile::TempDir;
@@ -107,30 +107,30 @@ fn write_parquet(file: &Path, columns: &[(&str, Written)], group: usize, compres
     writer.close().unwrap();
 }
 
-struct Folder(TempDir);
+pub(crate) struct Folder(pub(crate) TempDir);
 
 impl Folder {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         fs::write(self.path(name), content).unwrap();
         self.path(name)
     }
 }
 
-const SPEC: PreparationSpec = PreparationSpec { test_fraction: 0.0, standardize: true, clip: Some(5.0) };
+pub(crate) const SPEC: PreparationSpec = PreparationSpec { test_fraction: 0.0, standardize: true, clip: Some(5.0) };
 
 /// Features, ids and labels.
-type Bits = (Vec<u32>, Vec<String>, Vec<u32>);
+pub(crate) type Bits = (Vec<u32>, Vec<String>, Vec<u32>);
 
 /// The bits of all features once encoded, fitted to every second row, with ids and labels.
-fn bits(source: &DataSource, holder: bool) -> Result<Bits, crate::PartyError> {
+pub(crate) fn bits(source: &DataSource, holder: bool) -> Result<Bits, crate::PartyError> {
     let scratch = tempfile::tempdir().unwrap();
     let mut data = Prepared::read_as(source, holder, holder, scratch.path())?;
     let rows: Vec<u32> = (0..data.rows()?).collect();
@@ -144,7 +144,7 @@ fn bits(source: &DataSource, holder: bool) -> Result<Bits, crate::PartyError> {
     ))
 }
 
-fn types(types: &[(&str, ColumnType)]) -> BTreeMap<String, ColumnType> {
+pub(crate) fn types(types: &[(&str, ColumnType)]) -> BTreeMap<String, ColumnType> {
     types.iter().map(|(name, kind)| ((*name).to_owned(), *kind)).collect()
 }
 
@@ -574,97 +574,4 @@ fn types_that_do_not_fit() {
     // A type of a column that is not read does no harm: one list serves several selections.
     let less = DataSource { columns: Some(vec!["sex".into()]), ..source };
     assert_eq!(super::read(&less, folder.0.path()).unwrap().columns().len(), 1);
-}
-
-#[test]
-fn arranged_rows_are_other_rows_of_the_file() {
-    let folder = Folder::new();
-    let file = folder.write("t.csv", "id,x,y\na,1,0\nb,2,1\nc,3,0\nd,4,1\n");
-    let source = DataSource { id: Some(Columns::One("id".into())), label: Some("y".into()), ..DataSource::new(&file) };
-    let mut data = Prepared::read_as(&source, true, true, folder.0.path()).unwrap();
-    assert_eq!(data.ids().get(3), "d");
-    data.arrange(vec![3, 1, 0]);
-    let spec = PreparationSpec { standardize: false, clip: None, ..SPEC };
-    data.fit(&spec, &[0, 1]).unwrap();
-    let mut x = Array2::zeros((3, 1));
-    data.gather(&[2, 0, 1], x.view_mut()).unwrap();
-    assert_eq!(x, array![[1.0], [4.0], [2.0]]);
-    assert_eq!(data.labels().unwrap(), [1.0, 1.0, 0.0]);
-    assert_eq!(data.ids_of(&[0, 2]).collect::<Vec<_>>(), ["d", "a"]);
-    let shape = data.shape().unwrap();
-    assert_eq!((shape.rows, shape.features), (3, 1));
-}
-
-/// A new file lacks the categories, types or columns of training.
-#[test]
-fn a_prediction_uses_what_was_fitted() {
-    let folder = Folder::new();
-    let kinds = types(&[("c", ColumnType::Categorical)]);
-    let of = |text: &str| {
-        let file = folder.write("t.csv", text);
-        let source = DataSource { row_numbers_as_ids: true, types: kinds.clone(), ..DataSource::new(&file) };
-        Prepared::read_as(&source, false, false, folder.0.path()).unwrap()
-    };
-    let mut trained = of("x,c\n10,u\n30,v\n");
-    trained.fit(&PreparationSpec { clip: None, ..SPEC }, &[0, 1]).unwrap();
-    let mut new = of("x,c\n1020,w\n20,v\n");
-    new.encode(trained.encoding().unwrap().clone()).unwrap();
-    let mut x = Array2::zeros((2, 4));
-    new.gather(&[0, 1], x.view_mut()).unwrap();
-    assert_eq!(x, array![[100.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]]);
-    let error = of("c,x\nu,1\n").encode(trained.encoding().unwrap().clone()).unwrap_err();
-    assert!(matches!(error, crate::PartyError::Data(DataError::ColumnMismatch { position: 1, .. })), "{error}");
-}
-
-#[test]
-fn an_inspection_and_what_it_suggests() {
-    use inspect::{Content, Scalar, inspect};
-    let folder = Folder::new();
-    let mut text = String::from("customer_id,n,flag,grade,when,city,name,ok,empty,one,x\n");
-    for row in 0..200 {
-        let gap = if row == 7 { String::new() } else { format!("{}.5", row % 50) };
-        text += &format!(
-            "{row},{row},{},{},2024-01-{:02},c{},p{row},{},,1,{gap}\n",
-            row % 2,
-            row % 5 + 2,
-            row % 28 + 1,
-            row % 3,
-            if row % 2 == 0 { "yes" } else { "no" },
-        );
-    }
-    let file = folder.write("t.csv", text);
-    let files = Files::from(&file);
-    let inspection = inspect(&files).unwrap();
-    assert_eq!(inspection.rows, 200);
-    let contents: Vec<_> = inspection.columns.iter().map(|column| column.content).collect();
-    use Content::{Booleans, Dates, Integers, Nothing, Numbers, Text};
-    assert_eq!(
-        contents,
-        [Integers, Integers, Integers, Integers, Dates, Text, Text, Booleans, Nothing, Integers, Numbers]
-    );
-    let [x, when] = [&inspection.columns[10], &inspection.columns[4]];
-    assert_eq!((x.missing, x.distinct, x.distinct_is_exact), (1, 50, true));
-    assert_eq!((x.min.clone(), x.max.clone()), (Some(Scalar::Number(0.5)), Some(Scalar::Number(49.5))));
-    assert_eq!(when.min, Some(Scalar::Date("2024-01-01".into())));
-
-    let (source, reasons) = inspection.suggest(&files, Some("flag"));
-    assert_eq!(source.id, Some(Columns::One("customer_id".into())));
-    assert_eq!(source.missing, Missing::Mean);
-    use ColumnType::{Boolean, Categorical, Date};
-    let expected = [("grade", Categorical), ("when", Date), ("city", Categorical), ("ok", Boolean)];
-    assert_eq!(source.types, types(&expected));
-    assert_eq!(source.ignore, ["name", "empty", "one"]);
-    assert!(source.ignore.iter().all(|name| reasons.contains_key(name)));
-    assert!(bits(&source, true).is_ok());
-}
-
-#[test]
-fn an_inspection_counts_what_it_cannot_remember() {
-    let folder = Folder::new();
-    let rows: String = (0..100_000).map(|row| format!("{row},{}\n", row % 20_000)).collect();
-    let inspection = inspect::inspect(&Files::from(folder.write("t.csv", format!("a,b\n{rows}")))).unwrap();
-    for (column, truth) in inspection.columns.iter().zip([100_000.0, 20_000.0]) {
-        assert!(!column.distinct_is_exact);
-        assert!((column.distinct as f64 / truth - 1.0).abs() < 0.06, "{}", column.distinct);
-    }
 }

@@ -383,3 +383,6 @@ impl Different {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -243,6 +243,6 @@ pub fn feature_columns(source: &DataSource) -> Result<Vec<String>, DataError> {
 }
 
 #[cfg(test)]
-mod formats_tests;
+pub(crate) mod formats_tests;
 #[cfg(test)]
 mod tests;

@@ -77,8 +77,7 @@ impl Run {
             own_seed: run.own_seed,
             shuffle_seed: run.shuffle_seed,
         };
-        let bytes = Zeroizing::new(postcard::to_stdvec(&stored).unwrap_or_default());
-        write_private(&directory.join(RUN), &[&bytes])?;
+        store(&directory.join(RUN), &stored)?;
         Ok(run)
     }
 
@@ -146,7 +145,7 @@ pub(super) struct Finished<'a> {
 
 impl Finished<'_> {
     pub(super) fn store(&self, directory: &Path) -> Result<(), ProtocolError> {
-        write_private(&directory.join(ROWS), &[&postcard::to_stdvec(self).unwrap_or_default()])
+        store(&directory.join(ROWS), self)
     }
 }
 
@@ -214,12 +213,19 @@ fn lost(directory: &Path, what: &str) -> ProtocolError {
     ProtocolError::Storage { file: directory.to_owned(), source: io::Error::other(reason) }
 }
 
+fn store(file: &Path, value: &impl Serialize) -> Result<(), ProtocolError> {
+    let failed = |e| ProtocolError::Storage { file: file.to_owned(), source: io::Error::other(e) };
+    write_private(file, &[&Zeroizing::new(postcard::to_stdvec(value).map_err(failed)?)])
+}
+
 /// A file that is there and whole, or nothing.
 fn read<T: serde::de::DeserializeOwned>(file: &Path) -> Result<Option<T>, ProtocolError> {
     match fs::read(file) {
         Ok(bytes) => {
             let bytes = Zeroizing::new(bytes);
-            let parsed = postcard::from_bytes(&bytes).map_err(|e| io::Error::other(format!("does not decode: {e}")));
+            let parsed = postcard::from_bytes(&bytes).map_err(|e| {
+                io::Error::other(format!("is damaged ({e}): remove its directory at every party, to align anew"))
+            });
             parsed.map(Some).map_err(|source| ProtocolError::Storage { file: file.to_owned(), source })
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),

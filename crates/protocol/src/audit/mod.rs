@@ -19,8 +19,8 @@ pub use verify::{AuditError, Row, Verified, compare, verify};
 
 use crate::error::Ending;
 use crate::message::{AuditHead, Header};
-use crate::signing::hex;
 use crate::{FirstLayerKind, Identity, Phase, ProtocolError, Role, SessionConfig, Step, Task};
+use base16ct::lower::encode_string as hex;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -240,7 +240,7 @@ impl Audit {
             opened: BTreeMap::new(),
             sent: BTreeMap::new(),
         });
-        let (version, session) = (env!("CARGO_PKG_VERSION").to_owned(), hex(&session.digest()));
+        let (version, session) = (env!("CARGO_PKG_VERSION").to_owned(), session.digest_text());
         log.write(Entry::Start { role, version, session, contract, task, incarnation, peers })?;
         log.sync()
     }

@@ -1,8 +1,8 @@
 //! What went over a role's channels, by peer, direction, kind and epoch: counts, sizes and digests, never contents.
 
 use crate::message::{HEADER_BYTES, Header, Kind};
-use crate::signing::hex;
 use crate::{Phase, Role};
+use base16ct::lower::encode_string as hex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;

@@ -2,8 +2,9 @@
 
 use super::{Direction, Entry, Flow, Line, head_message};
 use crate::message::AuditHead;
-use crate::signing::{Seal, hex};
+use crate::signing::Seal;
 use crate::{Authority, Role};
+use base16ct::lower::encode_string as hex;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};

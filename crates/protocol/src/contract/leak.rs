@@ -49,6 +49,15 @@ leaks! {
         "The coordinator, which deals the triples, and any one party together open the features and weights of all.";
 }
 
+/// What no session prevents, whatever its first layer.
+pub(crate) const OF_EVERY_SESSION: &[Leak] = &[
+    Leak::ServerLearnsLabels,
+    Leak::PartiesLearnLabels,
+    Leak::ServerCanRebuildFeatures,
+    Leak::ServerCanFollowRecords,
+    Leak::CoordinatorLearnsMetrics,
+];
+
 impl fmt::Display for Leak {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())

@@ -14,6 +14,7 @@ pub(crate) mod tests;
 
 pub use expiry::Expiry;
 pub use leak::Leak;
+pub(crate) use leak::OF_EVERY_SESSION;
 pub use signature::{ContractSignature, Signed, check_own_key, check_signed, signature_file, signatures_beside};
 
 use crate::{Fingerprint, Role, SessionConfig, SessionError};
@@ -310,7 +311,11 @@ impl ContractTerms {
         };
         let leaks = session.leaks();
         if let Some(missing) = leaks.iter().find(|leak| !self.accepted_leaks.contains(leak)) {
-            return Err(wrong(format!("this session needs \"{missing}\" accepted: {}", missing.says())));
+            return Err(wrong(format!(
+                "a session with first_layer = \"{}\" needs \"{missing}\" accepted: {}",
+                session.first_layer,
+                missing.says()
+            )));
         }
         if let Some(more) = self.accepted_leaks.iter().find(|leak| !leaks.contains(leak)) {
             return Err(wrong(format!("this session does not have \"{more}\"; remove it")));

@@ -8,7 +8,7 @@ use super::{ContractError, ContractTerms};
 use crate::authority::Authority;
 use crate::durable::write_durable;
 use crate::identity::Identity;
-use crate::signing::{Seal, Signer, hex};
+use crate::signing::{Seal, Signer};
 use crate::text::read_text;
 use crate::{ProtocolError, Role, SessionConfig};
 use jiff::{SignedDuration, Timestamp};
@@ -190,5 +190,5 @@ fn message(session: &SessionConfig, signed_at: Timestamp) -> Vec<u8> {
 }
 
 fn digest_text(session: &SessionConfig) -> String {
-    format!("sha256:{}", hex(&session.digest()))
+    format!("sha256:{}", session.digest_text())
 }

@@ -46,16 +46,8 @@ use spnn_crypto::{FixedPoint, FixedPointError, MaskContext, PairKey, RingPanels,
 use std::ops::Range;
 use zeroize::{Zeroize, Zeroizing};
 
-/// What it does not prevent; a contract must accept all of it.
-pub(super) const LEAKS: &[Leak] = &[
-    Leak::ServerLearnsLabels,
-    Leak::PartiesLearnLabels,
-    Leak::ServerCanRebuildFeatures,
-    Leak::ServerCanFollowRecords,
-    Leak::CoordinatorLearnsMetrics,
-    Leak::CollusionOfServerAndAllOtherParties,
-    Leak::CollusionOfDealerAndAnyParty,
-];
+/// What it does not prevent, besides what no first layer does.
+pub(super) const LEAKS: &[Leak] = &[Leak::CollusionOfServerAndAllOtherParties, Leak::CollusionOfDealerAndAnyParty];
 
 /// Fixed point of `beaver`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

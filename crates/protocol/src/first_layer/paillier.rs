@@ -43,15 +43,8 @@ use spnn_crypto::{EncodeError, FixedPoint, FixedPointError, PairKey, SecretRng, 
 use std::sync::mpsc;
 use zeroize::Zeroizing;
 
-/// What it does not prevent; a contract must accept all of it.
-pub(super) const LEAKS: &[Leak] = &[
-    Leak::ServerLearnsLabels,
-    Leak::PartiesLearnLabels,
-    Leak::ServerCanRebuildFeatures,
-    Leak::ServerCanFollowRecords,
-    Leak::CoordinatorLearnsMetrics,
-    Leak::CollusionOfServerAndAllOtherParties,
-];
+/// What it does not prevent, besides what no first layer does.
+pub(super) const LEAKS: &[Leak] = &[Leak::CollusionOfServerAndAllOtherParties];
 
 /// Ciphertexts of a part: eight groups of the eight that are computed side by side.
 const PART: usize = 64;

@@ -13,15 +13,8 @@ use crate::{Network, ProtocolError, Role, SessionConfig, Step};
 use async_trait::async_trait;
 use ndarray::{Array2, ArrayView2, s};
 
-/// What it does not prevent; a contract must accept all of it.
-pub(super) const LEAKS: &[Leak] = &[
-    Leak::ServerLearnsLabels,
-    Leak::PartiesLearnLabels,
-    Leak::ServerCanRebuildFeatures,
-    Leak::ServerCanFollowRecords,
-    Leak::CoordinatorLearnsMetrics,
-    Leak::ServerLearnsEachProduct,
-];
+/// What it does not prevent, besides what no first layer does.
+pub(super) const LEAKS: &[Leak] = &[Leak::ServerLearnsEachProduct];
 
 /// Bytes that each party sends in a step of `rows` rows, headers included.
 #[must_use]

@@ -28,15 +28,8 @@ use serde::{Deserialize, Serialize};
 use spnn_crypto::{FixedPoint, FixedPointError, PairKey, RingElement, Sign};
 use zeroize::Zeroize;
 
-/// What it does not prevent; a contract must accept all of it.
-pub(super) const LEAKS: &[Leak] = &[
-    Leak::ServerLearnsLabels,
-    Leak::PartiesLearnLabels,
-    Leak::ServerCanRebuildFeatures,
-    Leak::ServerCanFollowRecords,
-    Leak::CoordinatorLearnsMetrics,
-    Leak::CollusionOfServerAndAllOtherParties,
-];
+/// What it does not prevent, besides what no first layer does.
+pub(super) const LEAKS: &[Leak] = &[Leak::CollusionOfServerAndAllOtherParties];
 
 /// The ring of `sharing` and how reals are laid into it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
