@@ -60,7 +60,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let run_dir = std::env::temp_dir().join(format!("spnn-custom-model-{}", std::process::id()));
     let join = |role: Role| JoinOptions::new(Task::Train, run_dir.join(role.to_string()));
     let parties: Vec<PartyOptions> = (session.party_roles().zip(spnn::sources::sources(&file.data, &directory)?))
-        .map(|(role, data)| PartyOptions { join: join(role), data, scores: None })
+        .map(|(role, data)| PartyOptions::new(join(role), data))
         .collect();
 
     let width = session.model.hidden_width as usize;

@@ -152,7 +152,7 @@ fn train(directory: &Path) -> Result<f64, Box<dyn Error>> {
     let session = file.config()?;
     let join = |role: Role| JoinOptions::new(Task::Train, PathBuf::from(directory).join(role.to_string()));
     let parties: Vec<PartyOptions> = (session.party_roles().zip(spnn::sources::sources(&file.data, directory)?))
-        .map(|(role, data)| PartyOptions { join: join(role), data, scores: None })
+        .map(|(role, data)| PartyOptions::new(join(role), data))
         .collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (coordinator, server) = (join(Role::Coordinator), join(Role::Server));

@@ -14,6 +14,7 @@
 //! | [`pooled`] | the same network on pooled columns, for comparison |
 //! | [`in_memory`] | all roles in one process |
 //! | [`monitor`] | health and metrics of a role over HTTP |
+//! | [`service`] | predictions over HTTP, at the label holder |
 //! | [`experiment`] | many sessions and baselines, and what they say together |
 //! | [`report`] | `report.json` and `report.html` |
 
@@ -27,9 +28,11 @@ pub use spnn_protocol as protocol;
 pub use spnn_server as server;
 
 pub mod experiment;
+mod http;
 pub mod in_memory;
 pub mod monitor;
 pub mod pki;
 pub mod pooled;
 pub mod report;
+pub mod service;
 pub mod sources;

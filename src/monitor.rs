@@ -3,19 +3,17 @@
 //! What is served is a [`Snapshot`]: states, counters, sizes; at the coordinator also losses and metrics. Whoever may
 //! reach the address may read it, so it belongs on loopback or on a network for operators.
 
+use crate::http::{self, Limits};
+use crate::service::Requests;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use spnn_protocol::{Activity, Monitor, Role, Snapshot, usage};
 use std::fmt::{Display, Write};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tracing::debug;
 
 /// What is watched.
 #[derive(Clone)]
@@ -26,46 +24,22 @@ pub struct Watched {
     pub monitor: Monitor,
     /// When its certificate expires, in seconds since 1970; asked anew every time, as certificates are renewed.
     pub certificate_expires: Arc<dyn Fn() -> i64 + Send + Sync>,
+    /// Of whom predictions are asked: the requests for them.
+    pub requests: Option<Requests>,
 }
 
-/// A client that comes beyond this waits until one goes.
-const CONNECTIONS_MAX: usize = 16;
-/// A request and its answer may take so long together: whoever sends nothing, or reads nothing, is let go.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
-/// The least that hyper takes; our requests have a line or two.
-const BUFFER_BYTES_MAX: usize = 8 << 10;
+/// Whoever sends nothing, or reads nothing, is let go.
+const LIMITS: Limits =
+    Limits { connections: 16, idle: Duration::from_secs(5), connection: Some(Duration::from_secs(5)) };
 
 /// Serves health and metrics until it is dropped.
 pub async fn serve(listener: TcpListener, watched: Watched) {
-    let router =
-        axum::Router::new().route("/healthz", get(healthz)).route("/metrics", get(metrics)).with_state(watched);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        // Never closed, so there always will be a place.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(e) => {
-                // Out of file descriptors, perhaps; that must not become a busy loop.
-                debug!("no connection for health and metrics: {e}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let service = TowerToHyperService::new(router.clone());
-        tokio::spawn(async move {
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(CONNECTION_TIMEOUT)
-                .keep_alive(false)
-                .max_buf_size(BUFFER_BYTES_MAX)
-                .serve_connection(TokioIo::new(stream), service);
-            if let Ok(Err(e)) = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
-                debug!("a connection for health and metrics: {e}");
-            }
-            drop(place);
-        });
-    }
+    http::serve(listener, router(watched), LIMITS).await;
+}
+
+/// `GET /healthz` and `GET /metrics`.
+pub(crate) fn router(watched: Watched) -> axum::Router {
+    axum::Router::new().route("/healthz", get(healthz)).route("/metrics", get(metrics)).with_state(watched)
 }
 
 async fn healthz(State(watched): State<Watched>) -> impl IntoResponse {
@@ -128,14 +102,18 @@ fn exposition(watched: &Watched, now: &Snapshot) -> String {
     let cpu = [(String::new(), usage::cpu_seconds())];
     text.family("process_cpu_seconds_total", "counter", "Processor time used, user and system.", cpu);
     text.family("process_resident_memory_bytes", "gauge", "Resident set.", one(usage::resident_bytes()));
+    if let Some(requests) = &watched.requests {
+        requests.expose(&mut text);
+    }
     text.0
 }
 
-struct Exposition(String);
+/// Metrics in that format.
+pub(crate) struct Exposition(String);
 
 impl Exposition {
     /// One metric: what it is, and its samples by labels. Nothing if there are none.
-    fn family(
+    pub(crate) fn family(
         &mut self,
         name: &str,
         kind: &str,
@@ -152,6 +130,15 @@ impl Exposition {
             let _ = writeln!(self.0, "{name}{labels} {value}");
         }
     }
+
+    /// Samples by upper end, each with those below it; then their sum and count.
+    pub(crate) fn histogram(&mut self, name: &str, help: &str, buckets: &[(String, u64)], sum: f64, count: u64) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} histogram");
+        for (labels, value) in buckets {
+            let _ = writeln!(self.0, "{name}_bucket{labels} {value}");
+        }
+        let _ = writeln!(self.0, "{name}_sum {sum}\n{name}_count {count}");
+    }
 }
 
 #[cfg(test)]
@@ -166,7 +153,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, monitor) = (listener.local_addr().unwrap(), Monitor::default());
         let certificate_expires = Arc::new(|| 4_000_000_000);
-        let watched = Watched { role: Role::party(1), monitor: monitor.clone(), certificate_expires };
+        let watched = Watched { role: Role::party(1), monitor: monitor.clone(), certificate_expires, requests: None };
         tokio::spawn(serve(listener, watched));
         (address, monitor)
     }
@@ -264,7 +251,7 @@ mod tests {
         let (address, monitor) = served().await;
         monitor.running(1);
         let mut idle = Vec::new();
-        for _ in 0..CONNECTIONS_MAX {
+        for _ in 0..LIMITS.connections {
             let mut stream = TcpStream::connect(address).await.unwrap();
             stream.write_all(b"GET /healthz HT").await.unwrap();
             idle.push(stream);

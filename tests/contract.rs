@@ -326,3 +326,28 @@ fn a_party_signs_only_for_the_columns_it_selects() {
     spnn_ok(&["contract", "sign", "--config", arg(&config)]);
     assert!(stage.path("signatures/party-1.sig").exists());
 }
+
+#[test]
+fn a_record_is_scored_as_often_as_the_contract_lets_it_be() {
+    let mut stage = stage();
+    stage.session["contract"].as_table_mut().unwrap().insert("predictions_per_record_max".into(), 2.into());
+    signed(&stage);
+    run(&stage).values().for_each(|e| e.expect(DONE, &[]));
+    let predict = || all_end(stage.roles().iter().map(|r| stage.start_with(r, &["--task", "predict"])).collect());
+    for _ in 0..2 {
+        predict().values().for_each(|e| e.expect(DONE, &[]));
+    }
+    // All parties count, and what they counted outlasts their processes.
+    let third = predict();
+    let refused = ["contract.predictions_per_record_max = 2", "has been scored 2 times"];
+    third["party-0"].expect(CONFIGURATION, &refused);
+    for party in ["party-0", "party-1"] {
+        let released: Vec<_> = fs::read_dir(stage.path(party)).unwrap().map(|e| e.unwrap().path()).collect();
+        let file = released.iter().find(|p| p.file_name().unwrap().to_str().unwrap().starts_with("released-")).unwrap();
+        assert_eq!(fs::metadata(file).unwrap().len() as usize, 2 * 16 * ROWS, "{party}");
+    }
+    // Another party does not rely on the label holder's count.
+    let released = fs::read_dir(stage.path("party-0")).unwrap().map(|e| e.unwrap().path());
+    released.filter(|p| p.to_str().unwrap().contains("released-")).for_each(|p| fs::remove_file(p).unwrap());
+    predict()["party-1"].expect(CONFIGURATION, &refused);
+}

@@ -66,9 +66,8 @@ fn split(session: &SessionConfig, data: &[DataSource]) -> Network {
         allow_unprotected: true,
         ..JoinOptions::new(Task::Train, directory.path().join(role.to_string()))
     };
-    let parties: Vec<PartyOptions> = (session.party_roles().zip(data))
-        .map(|(role, data)| PartyOptions { join: join(role), data: data.clone(), scores: None })
-        .collect();
+    let parties: Vec<PartyOptions> =
+        (session.party_roles().zip(data)).map(|(role, data)| PartyOptions::new(join(role), data.clone())).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (coordinator, server) = (join(Role::Coordinator), join(Role::Server));
     let ends =

@@ -719,6 +719,7 @@ fn sizes_that_a_party_does_not_have() {
             ))
             .unwrap(),
             scores: None,
+            questions: None,
         };
         let network = MemoryNetwork::new(1 << 16, LIMIT, &mut SecretRng::from_system().unwrap());
         let (mut coordinator, mut party) = (network.transport(Role::Coordinator), network.transport(Role::party(0)));

@@ -237,6 +237,7 @@ fn shares(ring_bits: u32, directory: &Path) -> (SessionConfig, [Vec<u8>; 2]) {
             ..DataSource::new(directory.join(file))
         },
         scores: None,
+        questions: None,
     };
     let (one, two) = (party(0, "a.csv"), party(1, "b.csv"));
     let (coordinating, serving) = (join(Role::Coordinator), join(Role::Server));

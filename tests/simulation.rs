@@ -400,7 +400,7 @@ fn run_in(root: &Path, session: &SessionConfig, plan: &Plan, stop_after: Option<
                 label: (i == 0).then(|| "y".into()),
                 ..DataSource::new(root.join(format!("{i}.csv")))
             };
-            let options = PartyOptions { join: join(role), data, scores: None };
+            let options = PartyOptions::new(join(role), data);
             let (fate, end) = (&fates[&role], &end);
             async move { live(fate, async || Party::run(&mut end(role), session, &options).await.map(drop)).await }
         });

@@ -547,6 +547,7 @@ fn other(kind: u8, phase: u8, body: u8) -> Vec<u8> {
         | Kind::HiddenGradient
         | Kind::FirstLayerGradient => vec![0; body.into()],
         Kind::AuditHead => vec![body; 8],
+        Kind::Query | Kind::QuerySize => vec![body],
     };
     frame(plain(kind, step), &body)
 }

@@ -114,7 +114,7 @@ impl Stage {
             label: holder.then(|| "y".into()),
             ..DataSource::new(file)
         };
-        PartyOptions { join, data, scores: None }
+        PartyOptions::new(join, data)
     }
 
     /// SHA-256 of the ids of every party.

@@ -7,7 +7,7 @@ use spnn::protocol::audit::{Audit, audit_file};
 use spnn::protocol::contract::{ContractError, check_own_key, check_signed, signatures_beside};
 use spnn::protocol::transport::{QuicOptions, TransportTuning};
 use spnn::protocol::{
-    Fingerprint, Identity, IdentityFiles, JoinOptions, Monitor, Role, SessionConfig, SessionFile, Stop,
+    Fingerprint, Identity, IdentityFiles, JoinOptions, Monitor, Role, SessionConfig, SessionFile, Stop, Task,
 };
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -53,6 +53,8 @@ pub(crate) struct RoleConfig {
     pub(crate) report: Option<PathBuf>,
     /// Address to serve health and metrics on over HTTP (/healthz, /metrics), such as 127.0.0.1:9100; none by default.
     pub(crate) monitor: Option<SocketAddr>,
+    /// Label holder: where predictions are served.
+    pub(crate) service: Option<ServiceConfig>,
     /// Run a first layer that protects nothing if the session says so.
     #[serde(default)]
     pub(crate) allow_unprotected: bool,
@@ -83,6 +85,68 @@ pub(crate) struct RoleConfig {
     /// Use of the network.
     #[serde(default)]
     pub(crate) transport: TransportTuning,
+}
+
+/// The section `[service]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ServiceConfig {
+    /// Address of the HTTP API, such as 127.0.0.1:8080.
+    pub(crate) listen: SocketAddr,
+    /// Clients have to show the first line of this file, which only its owner can read. Without it, only this machine
+    /// may ask.
+    pub(crate) token_file: Option<PathBuf>,
+    /// A request waits at most this long for its answer.
+    #[serde(default = "deadline_default")]
+    pub(crate) deadline_s: f64,
+    /// So many ids may wait for their scores; requests beyond are told to come again.
+    #[serde(default = "ids_waiting_max_default")]
+    pub(crate) ids_waiting_max: u32,
+    /// Most ids of a request.
+    #[serde(default = "ids_per_request_max_default")]
+    pub(crate) ids_per_request_max: u32,
+}
+
+impl ServiceConfig {
+    /// A service with nothing but an address.
+    pub(crate) fn at(listen: SocketAddr) -> Self {
+        Self {
+            listen,
+            token_file: None,
+            deadline_s: deadline_default(),
+            ids_waiting_max: ids_waiting_max_default(),
+            ids_per_request_max: ids_per_request_max_default(),
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if !self.listen.ip().is_loopback() && self.token_file.is_none() {
+            return Err(format!(
+                "service.listen = {}: others than this machine may ask there, so it needs a service.token_file",
+                self.listen
+            ));
+        }
+        let (most, waiting) = (self.ids_per_request_max, self.ids_waiting_max);
+        if most == 0 || most > waiting {
+            return Err(format!("service.ids_per_request_max = {most}: must be 1 to ids_waiting_max = {waiting}"));
+        }
+        if !(self.deadline_s > 0.0 && self.deadline_s <= 3600.0) {
+            return Err(format!("service.deadline_s = {}: must be above 0 and at most 3600", self.deadline_s));
+        }
+        Ok(())
+    }
+}
+
+fn deadline_default() -> f64 {
+    10.0
+}
+
+fn ids_waiting_max_default() -> u32 {
+    1_000_000
+}
+
+fn ids_per_request_max_default() -> u32 {
+    100_000
 }
 
 fn here() -> PathBuf {
@@ -147,6 +211,11 @@ impl Loaded {
         Ok(Self { file, config, session, identity, join })
     }
 
+    /// Whether this role is the one that is asked for predictions.
+    pub(crate) fn serves_predictions(&self) -> bool {
+        self.join.task == Task::Serve && self.identity.role() == self.session.label_role()
+    }
+
     /// A value that this role cannot do without.
     pub(crate) fn need<T>(&self, value: Option<T>, name: &str) -> Result<T, CliError> {
         let reason = || format!("{} needs '{name}'", self.identity.role());
@@ -204,6 +273,7 @@ impl RoleConfig {
         let text = std::fs::read_to_string(file).map_err(|e| wrong(e.to_string()))?;
         let mut config: Self = toml::from_str(&text).map_err(|e| wrong(e.to_string().trim_end().to_owned()))?;
         config.resolve(file.parent().unwrap_or(Path::new(".")));
+        config.service.as_ref().map_or(Ok(()), ServiceConfig::check).map_err(wrong)?;
         Ok(config)
     }
 
@@ -273,6 +343,9 @@ impl RoleConfig {
             [&mut self.report, &mut self.revoked, &mut self.passphrase_file, &mut self.signatures].into_iter().flatten()
         {
             *path = base.join(&*path);
+        }
+        if let Some(token) = self.service.as_mut().and_then(|service| service.token_file.as_mut()) {
+            *token = base.join(&*token);
         }
         if let Some(data) = &mut self.data {
             data.file.put_below(base);

@@ -158,6 +158,7 @@ impl Runner {
             task: Task::Train,
             report: directory,
             scores: None,
+            service: None,
             log: "warn",
             // Longer than any run: checkpoints are measured elsewhere.
             checkpoint_every: Duration::from_secs(1_000_000),

@@ -1,7 +1,7 @@
 //! Starts every role of a session as a process, waits for them, and says what went wrong.
 
 use super::CliError;
-use super::config::RoleConfig;
+use super::config::{RoleConfig, ServiceConfig};
 use super::progress::metrics;
 use super::role::asked_to_stop;
 use super::simulate::say;
@@ -30,6 +30,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) report: &'a Path,
     /// Where the label holder writes scores.
     pub(crate) scores: Option<&'a Path>,
+    /// Where the label holder serves predictions.
+    pub(crate) service: Option<ServiceConfig>,
     pub(crate) log: &'a str,
     /// How often everyone makes a checkpoint.
     pub(crate) checkpoint_every: Duration,
@@ -58,8 +60,12 @@ struct Process {
 pub(crate) fn launch(launch: &Launch<'_>) -> Result<(), CliError> {
     let mut processes = Vec::new();
     let mut lines = Vec::new();
+    // Of an earlier service.
+    let _ = fs::remove_file(launch.run_dir.join(launch.session.label_role().to_string()).join("service"));
     let stop = &launch.stop;
-    let result = start_all(launch, &mut processes, &mut lines).and_then(|()| watch(&mut processes, stop, launch.quiet));
+    let result = start_all(launch, &mut processes, &mut lines)
+        .and_then(|()| if launch.service.is_some() { say_where(launch, &mut processes) } else { Ok(()) })
+        .and_then(|()| watch(&mut processes, stop, launch.quiet));
     // On any error: nothing this command started may outlive it.
     for process in processes.iter_mut().filter(|p| p.code.is_none()) {
         let _ = process.child.kill();
@@ -110,6 +116,7 @@ fn start_all(launch: &Launch<'_>, processes: &mut Vec<Process>, lines: &mut Vec<
             server: Some(server),
             data: Some(source.clone()),
             peers,
+            service: launch.service.clone().filter(|_| role == launch.session.label_role()),
             ..config(launch, role)
         };
         let scores = launch.scores.filter(|_| role == launch.session.label_role());
@@ -146,6 +153,24 @@ fn start_listener(
     }
 }
 
+/// Waits until the label holder says where it serves predictions, and tells.
+fn say_where(launch: &Launch<'_>, processes: &mut [Process]) -> Result<(), CliError> {
+    let file = launch.run_dir.join(launch.session.label_role().to_string()).join("service");
+    loop {
+        if let Ok(address) = fs::read_to_string(&file) {
+            say(&format!("scores: POST http://{address}/v1/scores; description: http://{address}/v1/openapi.json"));
+            return Ok(());
+        }
+        for process in &mut *processes {
+            if poll(process)?.is_some() || launch.stop.load(Ordering::Relaxed) {
+                // What happened is for who watches them.
+                return Ok(());
+            }
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
 fn config(launch: &Launch<'_>, role: Role) -> RoleConfig {
     RoleConfig {
         session: "../session.toml".into(),
@@ -163,6 +188,7 @@ fn config(launch: &Launch<'_>, role: Role) -> RoleConfig {
         server: None,
         report: None,
         monitor: None,
+        service: None,
         allow_unprotected: launch.session.first_layer == FirstLayerKind::Plain,
         // This command watches the processes itself, and ends all when one is gone. Reading a large file and a batch under
         // Paillier can take minutes.

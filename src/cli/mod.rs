@@ -13,6 +13,7 @@ mod passphrase;
 mod pki;
 mod progress;
 mod role;
+mod serve;
 mod simulate;
 
 pub(crate) use error::CliError;
@@ -20,6 +21,7 @@ pub(crate) use error::CliError;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use spnn::protocol::contract::{Expiry, Leak};
 use spnn::protocol::{FirstLayerKind, Role, RoleError, Task};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// Train one neural network over data that several organisations may not show each other.
@@ -95,6 +97,19 @@ pub(crate) enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Serve predictions: the label holder answers questions over HTTP, until the roles are stopped
+    #[command(
+        long_about = "Serve predictions: the label holder answers questions over HTTP, until the roles are stopped.\n\n\
+        At any role, the same as its own subcommand with --task serve. The label holder's configuration has a [service] \
+        section with the address to listen on; POST /v1/scores takes ids as JSON, CSV or Parquet, GET /v1/openapi.json \
+        says how. Scores appear there only. The other parties learn which common records were asked for, the server how \
+        many at a time. When a role is gone, requests are refused until it is back. docs/serve.md says more.\n\n\
+        With the run directory of a simulation instead of a configuration, all roles are started here.",
+        after_help = "Examples:\n  spnn serve --config party.toml\n  spnn serve --config party.toml --data customers.parquet\n  \
+        spnn serve runs/breast-cancer-…\n  \
+        curl -H 'Content-Type: application/json' -d '{\"ids\": [\"842302\"]}' http://127.0.0.1:8080/v1/scores"
+    )]
+    Serve(Serve),
     /// Ask a role that runs on this machine whether it works; exit with 0 if so, with 1 if it waits or is not there
     #[command(
         after_help = "Example: spnn health --config party.toml        (which has to say monitor = \"127.0.0.1:9100\")"
@@ -273,6 +288,8 @@ pub(crate) enum TaskName {
     Predict,
     /// Nothing but align the rows: each party writes the ids that all have
     Align,
+    /// Scores of whichever rows the label holder is asked for over HTTP
+    Serve,
 }
 
 impl From<TaskName> for Task {
@@ -282,8 +299,25 @@ impl From<TaskName> for Task {
             TaskName::Evaluate => Self::Evaluate,
             TaskName::Predict => Self::Predict,
             TaskName::Align => Self::Align,
+            TaskName::Serve => Self::Serve,
         }
     }
+}
+
+#[derive(Args)]
+pub(crate) struct Serve {
+    /// Run directory of `spnn simulate`
+    #[arg(required_unless_present = "config", conflicts_with = "config")]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// This role's own configuration
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+    /// Rows to be scored, instead of those of training: at a role, its file; of a simulation, one file for each party
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: Vec<PathBuf>,
+    /// Of a simulation: address of the HTTP API
+    #[arg(long, default_value = "127.0.0.1:8080", conflicts_with = "config")]
+    pub(crate) listen: SocketAddr,
 }
 
 #[derive(Args)]
@@ -577,7 +611,8 @@ pub(crate) fn run(cli: Cli) -> Result<(), CliError> {
         Command::Coordinator(args) => role::coordinator(&args),
         Command::Server(args) => role::server(&args),
         Command::Party(args) => role::party(&args),
-        Command::Align { config } => role::align(config),
+        Command::Align { config } => role::any(&RunRole { config, task: TaskName::Align, data: None, scores: None }),
+        Command::Serve(args) => serve::run(&args, &cli.log),
         Command::Health { config } => health::run(&config),
         Command::Pki(command) => pki::run(command),
         Command::Contract(command) => contract::run(command),

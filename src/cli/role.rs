@@ -1,15 +1,18 @@
 //! One role as one process.
 
-use super::config::Loaded;
+use super::config::{Loaded, RoleConfig, seconds};
 use super::progress::Console;
-use super::{CliError, RunRole, TaskName};
+use super::{CliError, RunRole};
 use spnn::coordinator;
 use spnn::monitor::{self, Watched};
+use spnn::party::data::id_columns;
+use spnn::party::serve::Questions;
 use spnn::party::{Party, PartyOptions};
 use spnn::protocol::transport::QuicTransport;
-use spnn::protocol::{Cause, Ending, ProtocolError, Role, write_durable};
+use spnn::protocol::{Cause, Ending, Passphrase, ProtocolError, Role, write_durable};
 use spnn::server::Server;
-use std::path::PathBuf;
+use spnn::service::{self, Requests, Service};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -17,7 +20,7 @@ use tokio::net::TcpListener;
 /// The coordinator.
 pub(crate) fn coordinator(args: &RunRole) -> Result<(), CliError> {
     let loaded = Loaded::read(args, "coordinator", |r| r == Role::Coordinator)?;
-    on_network(&loaded, async |transport| {
+    on_network(&loaded, None, async |transport| {
         let report = loaded.config.report.as_ref().unwrap_or(&loaded.config.directory);
         let mut console = Console::new(&loaded.session, loaded.join.task, report);
         let record = coordinator::run(transport, &loaded.session, &loaded.join, &mut console).await?;
@@ -33,7 +36,7 @@ pub(crate) fn coordinator(args: &RunRole) -> Result<(), CliError> {
 pub(crate) fn server(args: &RunRole) -> Result<(), CliError> {
     let loaded = Loaded::read(args, "server", |r| r == Role::Server)?;
     let server = Server::of_session(&loaded.session, &loaded.join)?;
-    on_network(&loaded, async |transport| server.run(transport).await)
+    on_network(&loaded, None, async |transport| server.run(transport).await)
 }
 
 /// A party.
@@ -43,17 +46,29 @@ pub(crate) fn party(args: &RunRole) -> Result<(), CliError> {
     if let Some(file) = &args.data {
         data.file = file.clone().into();
     }
-    let options = PartyOptions { join: loaded.join.clone(), data, scores: args.scores.clone() };
-    on_network(&loaded, async |transport| Party::run(transport, &loaded.session, &options).await.map(drop))
+    let questions = match &loaded.config.service {
+        Some(service) if loaded.serves_predictions() => Some(Questions::new(service.ids_waiting_max)),
+        None if loaded.serves_predictions() => {
+            let reason =
+                "the label holder needs a [service] section to serve predictions, with the address to listen on";
+            return Err(CliError::Config { file: loaded.file, reason: reason.into() });
+        }
+        _ => None,
+    };
+    let options =
+        PartyOptions { scores: args.scores.clone(), questions, ..PartyOptions::new(loaded.join.clone(), data) };
+    on_network(&loaded, options.questions.clone(), async |transport| {
+        Party::run(transport, &loaded.session, &options).await.map(drop)
+    })
 }
 
-/// Whichever role the certificate gives, for nothing but the alignment of the parties' rows.
-pub(crate) fn align(config: PathBuf) -> Result<(), CliError> {
-    let args = RunRole { config, task: TaskName::Align, data: None, scores: None };
-    match Loaded::read(&args, "align", |_| true)?.identity.role() {
-        Role::Coordinator => coordinator(&args),
-        Role::Server => server(&args),
-        Role::Party(_) => party(&args),
+/// Whichever role the certificate gives.
+pub(crate) fn any(args: &RunRole) -> Result<(), CliError> {
+    let role = RoleConfig::read(&args.config)?.identity()?.role();
+    match role {
+        Role::Coordinator => coordinator(args),
+        Role::Server => server(args),
+        Role::Party(_) => party(args),
     }
 }
 
@@ -86,6 +101,7 @@ impl RoleError for spnn::party::PartyError {
 /// Opens the role's network, runs the role, and tells the peers how it ended.
 fn on_network<E: RoleError>(
     loaded: &Loaded,
+    questions: Option<Questions>,
     role: impl AsyncFnOnce(&mut QuicTransport) -> Result<(), E>,
 ) -> Result<(), CliError> {
     let me = loaded.identity.role();
@@ -113,15 +129,30 @@ fn on_network<E: RoleError>(
             stop.request();
         });
         let certificate = transport.certificate();
+        let (monitor, expires) = (loaded.join.monitor.clone(), certificate.clone());
+        let certificate_expires = Arc::new(move || expires.expires());
+        let requests = questions.clone().map(Requests::new);
+        let watched = Watched { role: me, monitor, certificate_expires, requests };
         if let Some(address) = loaded.config.monitor {
-            let unusable =
-                |e: std::io::Error| ProtocolError::Listen { address: address.to_string(), reason: e.to_string() };
-            let listener = TcpListener::bind(address).await.map_err(unusable).map_err(shown)?;
-            let address = listener.local_addr().map_err(unusable).map_err(shown)?;
+            let (listener, address) = listen(address).await.map_err(shown)?;
             tracing::info!(%address, "health and metrics are served");
-            let (monitor, certificate) = (loaded.join.monitor.clone(), certificate.clone());
-            let certificate_expires = Arc::new(move || certificate.expires());
-            tokio::spawn(monitor::serve(listener, Watched { role: me, monitor, certificate_expires }));
+            tokio::spawn(monitor::serve(listener, watched.clone()));
+        }
+        if let (Some(questions), Some(config), Some(data)) = (questions, &loaded.config.service, &loaded.config.data) {
+            let token = config.token_file.as_deref().map(Passphrase::read).transpose().map_err(shown)?;
+            let (listener, address) = listen(config.listen).await.map_err(shown)?;
+            tracing::info!(%address, "predictions are served at /v1/scores");
+            write_durable(&loaded.config.directory.join("service"), address.to_string().as_bytes()).map_err(shown)?;
+            let service = Service {
+                questions,
+                id: id_columns(data),
+                model: loaded.session.digest_text(),
+                deadline: seconds(config.deadline_s),
+                ids_per_request_max: config.ids_per_request_max as usize,
+                token: token.map(|token| token.sha256()),
+                watched,
+            };
+            tokio::spawn(service::serve(listener, service));
         }
         let hang_ups = tokio::spawn(async move { asked_to_reload(|| certificate.reload()).await });
         let result = role(&mut transport).await;
@@ -135,6 +166,13 @@ fn on_network<E: RoleError>(
         transport.wait_closed(Duration::from_secs(2)).await;
         result.map_err(|e| e.shown(me))
     })
+}
+
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ProtocolError> {
+    let unusable = |e: std::io::Error| ProtocolError::Listen { address: address.to_string(), reason: e.to_string() };
+    let listener = TcpListener::bind(address).await.map_err(unusable)?;
+    let address = listener.local_addr().map_err(unusable)?;
+    Ok((listener, address))
 }
 
 /// Ends when the process gets SIGTERM, as from a service manager, or SIGINT, as from a terminal.

@@ -112,6 +112,7 @@ pub(crate) fn run(args: &Simulate, log: &str) -> Result<(), CliError> {
             task: Task::Train,
             report: &run_dir,
             scores: None,
+            service: None,
             log,
             checkpoint_every: seconds(args.checkpoint_every_s),
             line: None,
@@ -147,6 +148,7 @@ fn resume(run_dir: &Path, checkpoint_every: Duration, log: &str) -> Result<(), C
         task: Task::Train,
         report: run_dir,
         scores: None,
+        service: None,
         log,
         checkpoint_every,
         line: None,
@@ -178,7 +180,7 @@ pub(crate) fn again(args: &Again, task: Task, log: &str) -> Result<(), CliError>
     }
     let report = args.run_dir.join(match task {
         Task::Evaluate => "evaluation",
-        Task::Train | Task::Predict | Task::Align => "prediction",
+        Task::Train | Task::Predict | Task::Align | Task::Serve => "prediction",
     });
     let holder = args.run_dir.join(session.label_role().to_string());
     let scores = args.scores.clone().unwrap_or_else(|| holder.join(format!("{task}.csv")));
@@ -189,6 +191,7 @@ pub(crate) fn again(args: &Again, task: Task, log: &str) -> Result<(), CliError>
         task,
         report: &report,
         scores: Some(&absolute(&scores)?),
+        service: None,
         log,
         checkpoint_every: Duration::ZERO,
         line: None,
@@ -207,7 +210,7 @@ fn in_one_process(plan: &Plan, run_dir: &Path) -> Result<(), CliError> {
         ..JoinOptions::new(Task::Train, run_dir.join(role.to_string()))
     };
     let parties: Vec<PartyOptions> = (session.party_roles().zip(&plan.sources))
-        .map(|(role, data)| PartyOptions { join: join(role), data: data.clone(), scores: None })
+        .map(|(role, data)| PartyOptions::new(join(role), data.clone()))
         .collect();
     let mut console = Console::new(&session, Task::Train, run_dir);
     let runtime = tokio::runtime::Builder::new_current_thread()

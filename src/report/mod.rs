@@ -87,6 +87,7 @@ fn result(record: &SessionRecord) -> String {
         Task::Evaluate => "Evaluated on",
         Task::Predict => "Predicted",
         Task::Align => "Aligned",
+        Task::Serve => "Served",
     };
     let parties = format!("{} {}", count(record.parties.into()), plural(record.parties.into(), "party", "parties"));
     let rows = format!("{} {}", count(rows(record)), plural(rows(record), "row", "rows"));
@@ -96,7 +97,7 @@ fn result(record: &SessionRecord) -> String {
 
 fn outcome(record: &SessionRecord) -> String {
     match (record.task, record.test) {
-        (Task::Predict, _) => "the scores are with the label holder".to_owned(),
+        (Task::Predict | Task::Serve, _) => "the scores are with the label holder".to_owned(),
         (Task::Align, _) => "which rows these are, each party knows".to_owned(),
         (_, Some(test)) => match (test.auc, test.accuracy) {
             (Some(auc), _) => format!("test AUC {auc:.3}"),
@@ -235,7 +236,7 @@ fn who_learned_what(record: &SessionRecord) -> String {
     let head = match record.task {
         Task::Train => "the labels, the last hidden output, predictions and loss",
         Task::Evaluate => "the labels, the last hidden output, predictions and metrics",
-        Task::Predict => "the last hidden output and predictions",
+        Task::Predict | Task::Serve => "the last hidden output and predictions",
         Task::Align => "nothing more",
     };
     let rows: String = [
@@ -476,7 +477,7 @@ fn sent(epoch: &EpochRecord) -> u64 {
 fn rows(record: &SessionRecord) -> u64 {
     match record.task {
         Task::Train => record.rows.train.into(),
-        Task::Evaluate | Task::Predict | Task::Align => record.rows.test.into(),
+        Task::Evaluate | Task::Predict | Task::Align | Task::Serve => record.rows.test.into(),
     }
 }
 
@@ -485,7 +486,7 @@ fn each_pass(record: &SessionRecord, before: &str) -> String {
     match record.task {
         Task::Train if before == "per" => "per epoch".to_owned(),
         Task::Train => format!("{before} all epochs"),
-        Task::Evaluate | Task::Predict | Task::Align => "in the pass".to_owned(),
+        Task::Evaluate | Task::Predict | Task::Align | Task::Serve => "in the pass".to_owned(),
     }
 }
 

@@ -52,7 +52,7 @@ impl Deal {
         let passes: Box<dyn Iterator<Item = (Phase, u32, usize)> + Send> = match self.task {
             Task::Train => Box::new(schedule.passes_of_training(session.train.epochs, self.resume)),
             Task::Evaluate | Task::Predict => Box::new([(Phase::Predict, 0, 0)].into_iter()),
-            Task::Align => Box::new(std::iter::empty()),
+            Task::Align | Task::Serve => Box::new(std::iter::empty()),
         };
         for (phase, epoch, over) in passes {
             let order = schedule.order(phase, epoch);

@@ -232,8 +232,11 @@ impl Running<'_> {
         let schedule = session.schedule(rows);
         let (train_rows, test_rows) = match options.task {
             Task::Train => (schedule.train_rows(), schedule.test_rows()),
-            Task::Evaluate | Task::Predict | Task::Align => (0, rows),
+            Task::Evaluate | Task::Predict | Task::Align | Task::Serve => (0, rows),
         };
+        if options.task == Task::Serve {
+            self.reached = Some(Position::of_service(incarnation));
+        }
         observer.on(&Event::Started { train_rows, test_rows, from: resume });
         Ok(SessionRecord::new(session, options.task, incarnation, train_rows, test_rows, go.features, resume))
     }

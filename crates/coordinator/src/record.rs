@@ -135,7 +135,7 @@ impl SessionRecord {
         let passes = match self.task {
             Task::Train => session.train.epochs,
             Task::Evaluate | Task::Predict => 1,
-            Task::Align => 0,
+            Task::Align | Task::Serve => 0,
         };
         let ended = self.ended.get(&role).copied().unwrap_or(0);
         let is_holder = role == session.label_role();

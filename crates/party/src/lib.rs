@@ -12,6 +12,8 @@ mod error;
 pub mod party;
 mod predict;
 mod prepare;
+mod releases;
+pub mod serve;
 mod train;
 
 pub use error::PartyError;

@@ -2,6 +2,8 @@
 
 use crate::data::{DataSource, Encoding};
 use crate::prepare::{Gathered, Prepared, digest_ids, training_rows};
+use crate::releases::Releases;
+use crate::serve::Questions;
 use crate::train::Losses;
 use crate::{PartyError, data};
 use ndarray::{Array2, ArrayViewMut2};
@@ -31,6 +33,16 @@ pub struct PartyOptions {
     pub data: DataSource,
     /// Where the label holder writes scores; by default `predictions.csv` in its directory.
     pub scores: Option<PathBuf>,
+    /// Where questions come from while predictions are served; label holder only.
+    pub questions: Option<Questions>,
+}
+
+impl PartyOptions {
+    /// A party that writes its scores, if any, to its directory, and that nobody asks anything.
+    #[must_use]
+    pub fn new(join: JoinOptions, data: DataSource) -> Self {
+        Self { join, data, scores: None, questions: None }
+    }
 }
 
 /// A party that has joined.
@@ -55,6 +67,7 @@ pub struct Party<'a> {
     /// Only at the label holder.
     pub(crate) head: Option<Head>,
     pub(crate) gathered: Gathered,
+    releases: Option<Releases>,
 }
 
 /// The last layer and its optimizer, at the label holder.
@@ -146,6 +159,11 @@ impl<'a> Party<'a> {
                 self.write_common_ids()?;
                 Outcome::default()
             }
+            Task::Serve => {
+                let mut first_layer = self.first_layer().await?;
+                self.serve(&mut *first_layer).await?;
+                Outcome::default()
+            }
         };
         self.finish().await?;
         Ok(outcome)
@@ -221,6 +239,10 @@ impl<'a> Party<'a> {
             head: if is_holder { Some(Head::new(session, noise_seeds[1])?) } else { None },
             noise_seeds,
             gathered: Gathered::new(),
+            releases: match task {
+                Task::Evaluate | Task::Predict | Task::Serve => Releases::open(session, &options.join.directory)?,
+                Task::Train | Task::Align => None,
+            },
             data,
         };
         if let (Some(head), Some(labels)) = (&party.head, data.labels()) {
@@ -230,7 +252,7 @@ impl<'a> Party<'a> {
             (Task::Train, None) => party.keep()?,
             (Task::Train, Some(state)) => party.restore(state)?,
             (Task::Align, _) => {}
-            (Task::Evaluate | Task::Predict, _) => {
+            (Task::Evaluate | Task::Predict | Task::Serve, _) => {
                 let directory = &options.join.directory;
                 let saved = SavedModel::<Kept>::load(directory, me, session)?;
                 saved.restore(directory, &mut party.parameters())?;
@@ -309,6 +331,28 @@ impl<'a> Party<'a> {
         parameters
     }
 
+    /// Whether the contract lets this row be scored once more.
+    pub(crate) fn may_be_scored(&self, row: u32) -> bool {
+        let Some(releases) = &self.releases else { return true };
+        self.record_names(&[row]).iter().all(|id| releases.allow(id))
+    }
+
+    /// Counts these rows as scored once more, if the contract limits that, before they are.
+    pub(crate) fn count_releases(&mut self, rows: &[u32]) -> Result<(), ProtocolError> {
+        if self.releases.is_none() {
+            return Ok(());
+        }
+        let names = self.record_names(rows);
+        self.releases.as_mut().map_or(Ok(()), |releases| releases.count(names.iter()))
+    }
+
+    /// What records are known by in whichever file they come: their ids as they are compared.
+    fn record_names(&self, rows: &[u32]) -> Vec<String> {
+        let spec = self.session.alignment.as_ref();
+        let name = |id: Cow<'_, str>| spec.map_or_else(|| id.to_string(), |spec| spec.normalize(&id).into_owned());
+        self.data.ids_of(rows).map(name).collect()
+    }
+
     /// Writes scores where this party was asked to.
     pub(crate) fn write_scores(&self, rows: &[u32], scores: &Array2<f32>) -> Result<(), PartyError> {
         let file = match &self.options.scores {
@@ -334,7 +378,7 @@ impl<'a> Party<'a> {
 }
 
 /// Longer than any wait for peers that are known to be at work; a dead one is noticed by its connection.
-const LONG: Duration = Duration::from_secs(30 * 24 * 3600);
+pub(crate) const LONG: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// One start of the session, to its end or to the first error. `reached` is then where training is.
 async fn attempt(
@@ -360,7 +404,10 @@ async fn attempt(
         () = stop.overdue() => Err(ProtocolError::Stopped.into()),
         done = party.work() => done,
     };
-    *reached = Some(party.training.position());
+    *reached = Some(match options.join.task {
+        Task::Serve => Position::of_service(party.incarnation),
+        Task::Train | Task::Evaluate | Task::Predict | Task::Align => party.training.position(),
+    });
     if let Err(e) = &done {
         party.network.end_audit(Some(e.ending(me)))?;
     }
@@ -418,7 +465,7 @@ fn prepare(me: Role, session: &SessionConfig, options: &PartyOptions, data: &mut
     match task {
         Task::Align => {}
         Task::Train => data.fit(&session.preparation, &training_rows(&session.schedule(data.rows()?)))?,
-        Task::Evaluate | Task::Predict => {
+        Task::Evaluate | Task::Predict | Task::Serve => {
             data.encode(SavedModel::<Kept>::load(directory, me, session)?.extra.encoding)?;
         }
     }
@@ -437,7 +484,7 @@ pub fn check_columns(
     source: &DataSource,
 ) -> Result<(), PartyError> {
     let mut source = source.clone();
-    if is_label_holder && (task != Task::Predict || source.label.is_some()) {
+    if is_label_holder && (!matches!(task, Task::Predict | Task::Serve) || source.label.is_some()) {
         terms.check_label(source.label.as_deref()).map_err(ProtocolError::from)?;
     }
     // Rows to predict need not have labels; where they are there, they are no feature.

@@ -77,6 +77,9 @@ impl Party<'_> {
         for batch in self.schedule.batches(phase, epoch) {
             self.make_ready(first_layer, batch, &scored.rows)?;
             let (step, n) = (batch.step, batch.rows);
+            if phase == Phase::Predict {
+                self.count_releases(&scored.rows[batch.start..batch.start + n])?;
+            }
             let model = |source| ProtocolError::Model { step, source };
             let Self { network, gathered, weights, .. } = self;
             first_layer.forward(network, step, gathered.rows(), gathered.x(n), weights.view()).await?;

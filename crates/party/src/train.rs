@@ -40,7 +40,7 @@ impl Party<'_> {
             if self.training.epoch().is_none() {
                 self.checkpoint()?;
             }
-            end.head = self.network.audit_epoch(epoch).await?;
+            end.head = self.network.audit_epoch(Step { phase: Phase::Train, epoch, batch: 0 }).await?;
             self.network.send(Role::Coordinator, Step::SETUP, &Report::EpochEnd(end)).await?;
         }
         Ok(())

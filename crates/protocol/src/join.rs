@@ -17,7 +17,9 @@ use crate::channel::{Channel, LAST_WORDS};
 use crate::incarnation::Incarnation;
 use crate::message::{Go, Hello, IdDigest, Ready, Start, Task};
 use crate::transport::Transport;
-use crate::{FirstLayerKind, Monitor, Network, Position, ProtocolError, Role, Schedule, SessionConfig, Step, Stop};
+use crate::{
+    FirstLayerKind, Monitor, Network, Position, ProtocolError, Role, Schedule, SessionConfig, SessionError, Step, Stop,
+};
 use spnn_crypto::SecretRng;
 use std::future::Future;
 use std::ops::Range;
@@ -28,7 +30,7 @@ use tracing::info;
 /// What is this role's own business, not the session's.
 #[derive(Clone, Debug)]
 pub struct JoinOptions {
-    /// Train, evaluate or predict.
+    /// Train, evaluate, predict, align or serve.
     pub task: Task,
     /// Where this role keeps its incarnation and its model part.
     pub directory: PathBuf,
@@ -138,6 +140,13 @@ impl<'a> Joining<'a> {
     ) -> Result<Self, ProtocolError> {
         if session.first_layer == FirstLayerKind::Plain && !options.allow_unprotected {
             return Err(ProtocolError::Unprotected { kind: session.first_layer });
+        }
+        if options.task == Task::Serve && session.first_layer == FirstLayerKind::Beaver {
+            return Err(ProtocolError::from(SessionError::Value {
+                field: "first_layer",
+                expected: "sharing, paillier or plain where predictions are served".into(),
+                found: "beaver: its triples are dealt for passes whose batches are known".into(),
+            }));
         }
         options.check_in_force(session)?;
         let mut coordinator = transport.connect(Role::Coordinator, patience).await?;

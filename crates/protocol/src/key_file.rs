@@ -10,6 +10,7 @@ use pkcs8::pkcs5::pbes2::{Kdf, Parameters, Pbkdf2Params, ScryptParams};
 use pkcs8::{EncryptedPrivateKeyInfoRef, LineEnding, PrivateKeyInfoRef, SecretDocument};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use sha2::{Digest, Sha256};
 use spnn_crypto::SecretRng;
 use std::fmt;
 use std::fs::File;
@@ -189,6 +190,12 @@ impl Passphrase {
             n if n > Self::BYTES_MAX => Err("the passphrase is longer than 1024 bytes"),
             _ => Ok(Self(bytes)),
         }
+    }
+
+    /// SHA-256 of it, to compare with that of another one.
+    #[must_use]
+    pub fn sha256(&self) -> [u8; 32] {
+        Sha256::digest(&*self.0).into()
     }
 
     /// The first line of a file that only its owner can read.

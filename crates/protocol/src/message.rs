@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Name and version of this protocol; TLS refuses a peer that speaks another.
-pub const ALPN: &[u8] = b"spnn/4";
+pub const ALPN: &[u8] = b"spnn/5";
 
 /// Bytes of a frame header.
 pub const HEADER_BYTES: usize = 24;
@@ -83,6 +83,10 @@ kinds! {
     AlignmentResult = 11, "alignment-result";
     /// Server and parties, in pairs, after each epoch of a contract: signed heads of their audit logs.
     AuditHead = 12, "audit-head";
+    /// Label holder → other parties, while predictions are served: which rows are to be scored.
+    Query = 13, "query";
+    /// Label holder → server, while predictions are served: how many rows are to be scored.
+    QuerySize = 14, "query-size";
     /// First-layer protocol, opaque to everyone else.
     FirstLayer = 16, "first-layer";
     /// Server → label holder: z.
@@ -215,6 +219,8 @@ pub enum Task {
     Predict,
     /// Nothing but the alignment of the parties' rows.
     Align,
+    /// Scores of whichever rows the label holder asks for, until the roles are stopped.
+    Serve,
 }
 
 impl std::fmt::Display for Task {
@@ -224,6 +230,7 @@ impl std::fmt::Display for Task {
             Self::Evaluate => "evaluate",
             Self::Predict => "predict",
             Self::Align => "align",
+            Self::Serve => "serve",
         })
     }
 }
@@ -383,6 +390,25 @@ pub struct AlignmentResult {
     pub rows: u32,
 }
 
+/// Label holder → other parties: the aligned rows that are to be scored next.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Query {
+    /// At least one, at most [`ROWS_MAX`](Self::ROWS_MAX).
+    pub rows: Vec<u32>,
+}
+
+impl Query {
+    /// A query of so many rows fits a control message, and its first layer the memory of anyone who trained.
+    pub const ROWS_MAX: usize = 4096;
+}
+
+/// Label holder → server: how many rows are to be scored next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuerySize {
+    /// As many as the [`Query`] names.
+    pub rows: u32,
+}
+
 /// The signed head of a role's audit log: all lines before that of this number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -411,7 +437,20 @@ macro_rules! control {
     ($($name:ident),*) => { $(impl Control for $name { const KIND: Kind = Kind::$name; })* };
 }
 
-control!(Hello, Start, Ready, Go, Report, Finish, IdDigest, AlignmentOffer, AlignmentResult, AuditHead);
+control!(
+    Hello,
+    Start,
+    Ready,
+    Go,
+    Report,
+    Finish,
+    IdDigest,
+    AlignmentOffer,
+    AlignmentResult,
+    AuditHead,
+    Query,
+    QuerySize
+);
 
 #[cfg(test)]
 mod tests {
@@ -433,7 +472,7 @@ mod tests {
     fn hex_vectors() {
         let step = Step { phase: Phase::Train, epoch: 2, batch: 3 };
         let tags: Vec<u8> = Kind::ALL.iter().map(|k| k.tag()).collect();
-        assert_eq!(tags, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16, 17, 18, 19]);
+        assert_eq!(tags, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 17, 18, 19]);
         let header = Header { kind: Kind::HiddenOutput, step, checkpoint: false, shape: [5, 8], body_bytes: 160 };
         assert_eq!(hex(&header.encode()), "1101000002000000030000000500000008000000a0000000");
         let header = Header { kind: Kind::FirstLayerGradient, checkpoint: true, ..header };
@@ -470,6 +509,10 @@ mod tests {
         let offer = AlignmentOffer { ids: 300, nonce: [1; 32], kept: Some([2; 32]), held: vec![5, 0], finished: false };
         vector(&offer, &format!("ac02{}01{}02050000", "01".repeat(32), "02".repeat(32)));
         vector(&AlignmentResult { rows: 300 }, "ac02");
+        vector(&Query { rows: vec![300, 2] }, "02ac0202");
+        vector(&QuerySize { rows: 300 }, "ac02");
+        let longest = Query { rows: vec![u32::MAX; Query::ROWS_MAX] };
+        assert!(encode_control(&longest).len() <= CONTROL_BYTES_MAX);
         let seal = serde_json::from_str(r#"{"algorithm": "ed25519", "signature": "ab", "certificate": "c"}"#).unwrap();
         let (time, previous) = ("t".into(), "p".into());
         let head = AuditHead { role: Role::Server, sequence: 300, time, previous, seal };
@@ -495,6 +538,8 @@ mod tests {
             let _ = decode_control::<Ready>(&bytes);
             let _ = decode_control::<Go>(&bytes);
             let _ = decode_control::<AlignmentOffer>(&bytes);
+            let _ = decode_control::<Query>(&bytes);
+            let _ = decode_control::<QuerySize>(&bytes);
             if let Ok(finish) = decode_control::<Finish>(&bytes) {
                 prop_assert_eq!(encode_control(&finish), bytes);
             }

@@ -4,7 +4,9 @@ use crate::audit::Audit;
 use crate::channel::{Channel, all};
 use crate::error::ProtocolError;
 use crate::message::{AuditHead, Control, Kind};
-use crate::{Ending, Phase, Role, SessionConfig, Step, Task};
+use crate::{Ending, Role, SessionConfig, Step, Task};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use ndarray::{ArrayView2, ArrayViewMut2};
 use spnn_crypto::PairKey;
 use std::collections::BTreeMap;
@@ -85,16 +87,15 @@ impl Network {
         self.audit.as_ref().map_or(Ok(()), |audit| audit.released(records, outputs, per_record_max))
     }
 
-    /// An epoch is over: what happened in it is written down. Under a contract, server and parties exchange the signed
+    /// An epoch of `step`'s phase is over: what happened in it is written down. Under a contract, server and parties exchange the signed
     /// heads of their logs, and this role's is returned for its report.
     ///
     /// # Errors
     /// [`ProtocolError::Storage`] naming the audit log; [`ProtocolError::Unexpected`] if a peer's head is not good.
-    pub async fn audit_epoch(&mut self, epoch: u32) -> Result<Option<AuditHead>, ProtocolError> {
+    pub async fn audit_epoch(&mut self, step: Step) -> Result<Option<AuditHead>, ProtocolError> {
         let Some(audit) = &self.audit else { return Ok(None) };
-        let Some(head) = audit.epoch_end(epoch)? else { return Ok(None) };
+        let Some(head) = audit.epoch_end(step.epoch)? else { return Ok(None) };
         let audit = audit.clone();
-        let step = Step { phase: Phase::Train, epoch, batch: 0 };
         let peers = self.channels.values_mut().filter(|c| c.peer() != Role::Coordinator);
         let ours = &head;
         let heads = all(peers.map(|c| async move { Ok((c.peer(), c.exchange(step, ours).await?)) })).await?;
@@ -241,6 +242,18 @@ impl Network {
     /// [`ProtocolError`] if there is no channel.
     pub fn pair_key(&mut self, peer: Role) -> Result<PairKey, ProtocolError> {
         self.channel(peer)?.link().pair_key("EXPORTER-spnn-pairwise-masks")
+    }
+
+    /// Waits until a peer is gone, and says which and why. For roles that are not about to receive from anyone.
+    pub async fn any_lost(&self) -> ProtocolError {
+        let downs = self.channels.values().map(async |channel| {
+            channel.link().down().await;
+            channel
+        });
+        match downs.collect::<FuturesUnordered<_>>().next().await {
+            Some(channel) => channel.lost(Step::SETUP).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Application bytes sent so far, by kind.

@@ -49,6 +49,23 @@ pub struct Step {
 impl Step {
     /// The step of all messages before the first batch and after the last.
     pub const SETUP: Self = Self { phase: Phase::Setup, epoch: 0, batch: 0 };
+
+    /// Queries of an epoch of a service.
+    pub const QUERIES_PER_EPOCH: u32 = 1024;
+
+    /// The step of the query of that number, from 0, since all roles of a service came together.
+    #[must_use]
+    pub fn of_query(number: u64) -> Self {
+        let per_epoch = u64::from(Self::QUERIES_PER_EPOCH);
+        let epoch = u32::try_from(number / per_epoch + 1).unwrap_or(u32::MAX);
+        Self { phase: Phase::Predict, epoch, batch: (number % per_epoch) as u32 }
+    }
+
+    /// Whether an epoch of a service ends with this query.
+    #[must_use]
+    pub fn ends_epoch_of_service(self) -> bool {
+        self.batch + 1 == Self::QUERIES_PER_EPOCH
+    }
 }
 
 impl fmt::Display for Step {
@@ -74,6 +91,13 @@ pub struct Position {
 impl Position {
     /// Before the first mini-batch.
     pub const START: Self = Self { epoch: 1, batch: 0 };
+
+    /// How far a service has come that all roles began for the `incarnation`th time. It has no end to come near; that it
+    /// ran at all is what counts when it is interrupted again.
+    #[must_use]
+    pub fn of_service(incarnation: u64) -> Self {
+        Self { epoch: u32::try_from(incarnation).unwrap_or(u32::MAX), batch: 0 }
+    }
 }
 
 impl fmt::Display for Position {

@@ -75,7 +75,7 @@ impl<'a> Server<'a> {
     /// # Errors
     /// [`ProtocolError`] naming the peer, step, expected and found; the peers have been told.
     pub async fn run(mut self, transport: &mut dyn Transport) -> Result<(), ProtocolError> {
-        if matches!(self.options.task, Task::Evaluate | Task::Predict) {
+        if matches!(self.options.task, Task::Evaluate | Task::Predict | Task::Serve) {
             let directory = &self.options.directory;
             SavedModel::<()>::load(directory, Role::Server, self.session)?
                 .restore(directory, &mut self.model.parameters())?;
@@ -122,7 +122,10 @@ impl<'a> Server<'a> {
             () = stop.overdue() => Err(ProtocolError::Stopped),
             done = running.work() => done,
         };
-        *reached = Some(running.training.position());
+        *reached = Some(match running.options.task {
+            Task::Serve => Position::of_service(running.incarnation),
+            Task::Train | Task::Evaluate | Task::Predict | Task::Align => running.training.position(),
+        });
         if let Err(e) = &done {
             running.network.end_audit(Some(e.ending(Role::Server)))?;
         }
@@ -178,7 +181,7 @@ impl<'a> Running<'a> {
 
     async fn work(&mut self) -> Result<(), ProtocolError> {
         match self.options.task {
-            Task::Train | Task::Evaluate | Task::Predict => self.compute().await?,
+            Task::Train | Task::Evaluate | Task::Predict | Task::Serve => self.compute().await?,
             // Only parties have rows.
             Task::Align => {}
         }
@@ -193,10 +196,11 @@ impl<'a> Running<'a> {
 
     async fn compute(&mut self) -> Result<(), ProtocolError> {
         let mut first_layer = server_side(self.session, self.incarnation, &mut self.network).await?;
-        if self.options.task != Task::Train {
-            return self.serve(&mut *first_layer).await;
+        match self.options.task {
+            Task::Train => self.train(&mut *first_layer).await?,
+            Task::Serve => return self.serve(&mut *first_layer).await,
+            Task::Evaluate | Task::Predict | Task::Align => return self.predict(&mut *first_layer).await,
         }
-        self.train(&mut *first_layer).await?;
         SavedModel::of(&self.model.parameters(), ()).save(&self.options.directory, Role::Server, self.session)?;
         info!("saved the server's part of the model");
         Ok(())

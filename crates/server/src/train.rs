@@ -5,11 +5,11 @@
 //! | 4 | `h1 = first_layer.open()`, `z = model.forward(h1)` | label holder |
 //! | 6 | `grad_h1 = model.backward(grad_z)`, then `model` follows its own gradients | parties |
 
-use crate::Running;
+use crate::{LONG, Running};
 use ndarray::{Array2, s};
 use spnn_nn::{Mode, ModelError};
 use spnn_protocol::first_layer::ServerSide;
-use spnn_protocol::message::{EpochEnd, Kind, Report};
+use spnn_protocol::message::{EpochEnd, Kind, Query, QuerySize, Report};
 use spnn_protocol::{Batch, Meter, Phase, ProtocolError, Role, Step};
 
 impl Running<'_> {
@@ -31,7 +31,7 @@ impl Running<'_> {
             if self.training.epoch().is_none() {
                 self.checkpoint()?;
             }
-            end.head = self.network.audit_epoch(epoch).await?;
+            end.head = self.network.audit_epoch(Step { phase: Phase::Train, epoch, batch: 0 }).await?;
             self.report(end).await?;
         }
         Ok(())
@@ -74,7 +74,7 @@ impl Running<'_> {
     }
 
     /// Scores all rows of a session that trains nothing.
-    pub(crate) async fn serve(&mut self, first_layer: &mut dyn ServerSide) -> Result<(), ProtocolError> {
+    pub(crate) async fn predict(&mut self, first_layer: &mut dyn ServerSide) -> Result<(), ProtocolError> {
         let meter = Meter::start(&self.network);
         self.pass(first_layer, Phase::Predict, 0).await?;
         self.report(meter.stop(&self.network)).await
@@ -83,11 +83,42 @@ impl Running<'_> {
     /// Steps 1 to 4 for every batch of a pass.
     async fn pass(&mut self, first_layer: &mut dyn ServerSide, phase: Phase, epoch: u32) -> Result<(), ProtocolError> {
         for Batch { step, rows, .. } in self.schedule.batches(phase, epoch) {
-            let h1 = first_layer.open(&mut self.network, step, rows).await?;
-            self.network.opened(step, "h1", rows, h1.ncols());
-            let z = self.model.forward(h1, Mode::Evaluate).map_err(|source| ProtocolError::Model { step, source })?;
-            self.network.send_tensor(self.session.label_role(), Kind::HiddenOutput, step, z).await?;
-            self.options.monitor.rows_done(rows);
+            self.score(first_layer, step, rows).await?;
+        }
+        Ok(())
+    }
+
+    async fn score(&mut self, first_layer: &mut dyn ServerSide, step: Step, rows: usize) -> Result<(), ProtocolError> {
+        let h1 = first_layer.open(&mut self.network, step, rows).await?;
+        self.network.opened(step, "h1", rows, h1.ncols());
+        let z = self.model.forward(h1, Mode::Evaluate).map_err(|source| ProtocolError::Model { step, source })?;
+        self.network.send_tensor(self.session.label_role(), Kind::HiddenOutput, step, z).await?;
+        self.options.monitor.rows_done(rows);
+        Ok(())
+    }
+
+    /// Scores as many rows as the label holder says, again and again, until this role is asked to stop or a peer is
+    /// gone: it ends with an error.
+    pub(crate) async fn serve(&mut self, first_layer: &mut dyn ServerSide) -> Result<(), ProtocolError> {
+        let holder = self.session.label_role();
+        // Queries come when they come; a label holder that is gone is noticed by its connection.
+        self.network.channel(holder)?.set_timeout(LONG);
+        for number in 0.. {
+            let step = Step::of_query(number);
+            let QuerySize { rows } = tokio::select! {
+                biased;
+                () = self.options.stop.wait() => return Err(ProtocolError::Stopped),
+                size = self.network.recv(holder, step) => size?,
+            };
+            let rows = rows as usize;
+            if !(1..=Query::ROWS_MAX).contains(&rows) {
+                let expected = format!("a query of 1 to {} rows", Query::ROWS_MAX);
+                return Err(ProtocolError::Unexpected { peer: holder, expected, found: format!("{rows} rows") });
+            }
+            self.score(first_layer, step, rows).await?;
+            if step.ends_epoch_of_service() {
+                self.network.audit_epoch(step).await?;
+            }
         }
         Ok(())
     }

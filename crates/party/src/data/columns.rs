@@ -122,6 +122,13 @@ impl Header {
         Ok(())
     }
 
+    /// Where the columns of these names are.
+    pub(super) fn find_named(&self, names: &[String]) -> Result<Vec<usize>, DataError> {
+        let found = names.iter().map(|name| self.position(name)).collect::<Result<Vec<_>, _>>()?;
+        self.check_readable(&found)?;
+        Ok(found)
+    }
+
     /// The same selection as in `first`, in a file that must have the same columns, perhaps in another order.
     pub(super) fn find(&self, selection: &Selection, first: &Self) -> Result<Selection, DataError> {
         Ok(Selection {

@@ -137,6 +137,10 @@ pub enum DataError {
     #[error("{file}: {}a header and no rows after it: add rows, each on a line of its own", on_line(*line))]
     NoRows { file: PathBuf, line: Option<u64> },
 
+    /// A table has more rows than are taken at a time.
+    #[error("{file}: at most {max} rows are taken at a time: send it in parts")]
+    TooManyRows { file: PathBuf, max: usize },
+
     /// A row has more or fewer values than the header has names.
     #[error(
         "{file}: line {line} (row {row}): {found} values where the header names {expected} columns: look for a missing \

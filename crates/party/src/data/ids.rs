@@ -1,6 +1,6 @@
 //! The ids of a table, without an allocation for each.
 
-use spnn_protocol::IdList;
+use spnn_protocol::{ID_SEPARATOR, IdList};
 use std::borrow::Cow;
 use std::hash::{BuildHasher, RandomState};
 
@@ -128,6 +128,79 @@ fn canonical_integer(text: &str) -> Option<i64> {
         _ => false,
     };
     if is_canonical { text.parse().ok() } else { None }
+}
+
+/// Ids whose parts come block by block, column after column.
+pub(super) struct JoinedIds {
+    /// Texts of the block, for each part of the id.
+    parts: Vec<Texts>,
+    ids: Ids,
+    joined: String,
+}
+
+impl JoinedIds {
+    /// Ids of so many parts; the numbers of the rows if there are none.
+    pub(super) fn new(parts: usize) -> Self {
+        let ids = if parts == 0 { Ids::row_numbers(0) } else { Ids::from_iter([""; 0]) };
+        Self { parts: (0..parts).map(|_| Texts::default()).collect(), ids, joined: String::new() }
+    }
+
+    /// How many are whole.
+    pub(super) fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Adds a part of the next id that lacks it.
+    pub(super) fn push(&mut self, part: usize, text: &str) {
+        self.parts[part].push(text);
+    }
+
+    /// Ends a block of so many rows.
+    pub(super) fn end(&mut self, rows: usize) {
+        for row in 0..rows {
+            match &self.parts[..] {
+                [] => self.ids.push(""),
+                [one] => self.ids.push(one.get(row)),
+                several => {
+                    self.joined.clear();
+                    for (i, part) in several.iter().enumerate() {
+                        self.joined.extend((i > 0).then_some(ID_SEPARATOR));
+                        self.joined.push_str(part.get(row));
+                    }
+                    self.ids.push(&self.joined);
+                }
+            }
+        }
+        self.parts.iter_mut().for_each(Texts::clear);
+    }
+
+    pub(super) fn into_ids(self) -> Ids {
+        self.ids
+    }
+}
+
+/// Texts one after the other.
+#[derive(Default)]
+struct Texts {
+    text: String,
+    ends: Vec<usize>,
+}
+
+impl Texts {
+    fn push(&mut self, text: &str) {
+        self.text.push_str(text);
+        self.ends.push(self.text.len());
+    }
+
+    fn get(&self, at: usize) -> &str {
+        let start = if at == 0 { 0 } else { self.ends[at - 1] };
+        &self.text[start..self.ends[at]]
+    }
+
+    fn clear(&mut self) {
+        self.text.clear();
+        self.ends.clear();
+    }
 }
 
 impl IdList for Ids {

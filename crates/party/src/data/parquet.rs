@@ -13,7 +13,7 @@ use ::parquet::basic::{ConvertedType, IntType, LogicalType, Repetition, TimeUnit
 use ::parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use ::parquet::data_type::{DataType, Int96};
 use ::parquet::errors::ParquetError;
-use ::parquet::file::reader::{FileReader, SerializedFileReader};
+use ::parquet::file::reader::{ChunkReader, FileReader, SerializedFileReader};
 use ::parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
 
 use super::DataError;
@@ -31,7 +31,18 @@ const NANOSECONDS_PER_DAY: i128 = 86_400_000_000_000;
 
 /// Reads the file into `intake`; `rows`, if it is known, is how many all files have together.
 pub(super) fn read(file: &Path, rows: Option<u64>, intake: &mut impl Intake) -> Result<(), DataError> {
-    let reader = open(file)?;
+    let input = File::open(file).map_err(|source| DataError::Open { file: file.to_path_buf(), source })?;
+    read_from(file, input, rows, intake)
+}
+
+/// [`read`] from any bytes.
+pub(super) fn read_from<R: ChunkReader + 'static>(
+    file: &Path,
+    input: R,
+    rows: Option<u64>,
+    intake: &mut impl Intake,
+) -> Result<(), DataError> {
+    let reader = reader_of(file, input)?;
     let schema = Schema::of(file, &reader)?;
     let chosen = intake.begin(&schema.header)?;
     if let Some(rows) = rows {
@@ -85,6 +96,10 @@ pub(super) fn count_rows(file: &Path) -> Result<u64, DataError> {
 
 fn open(file: &Path) -> Result<SerializedFileReader<File>, DataError> {
     let input = File::open(file).map_err(|source| DataError::Open { file: file.to_path_buf(), source })?;
+    reader_of(file, input)
+}
+
+fn reader_of<R: ChunkReader + 'static>(file: &Path, input: R) -> Result<SerializedFileReader<R>, DataError> {
     guarded(|| SerializedFileReader::new(input)).map_err(|e| damaged(file, e))
 }
 
@@ -107,7 +122,7 @@ struct Schema {
 }
 
 impl Schema {
-    fn of(file: &Path, reader: &SerializedFileReader<File>) -> Result<Self, DataError> {
+    fn of(file: &Path, reader: &impl FileReader) -> Result<Self, DataError> {
         let schema = reader.metadata().file_metadata().schema_descr();
         let fields = schema.root_schema().get_fields();
         let mut leaves: BTreeMap<usize, (usize, Meaning)> = BTreeMap::new();

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use ndarray::ArrayView2;
 
-use super::{DataError, ID_SEPARATOR};
+use super::DataError;
+use super::message::{score_columns, shown};
 
 /// Writes one line per row: its id and its scores, `[n, k]`.
 ///
@@ -62,17 +63,12 @@ fn write_rows(
 ) -> io::Result<()> {
     let mut writer = ::csv::Writer::from_writer(output);
     writer.write_field("id")?;
-    match scores.ncols() {
-        1 => writer.write_field("score")?,
-        columns => {
-            for column in 0..columns {
-                writer.write_field(format!("score_{column}"))?;
-            }
-        }
+    for name in score_columns(scores.ncols()) {
+        writer.write_field(name)?;
     }
     writer.write_record(None::<&[u8]>)?;
     for (id, row) in ids.zip(scores.rows()) {
-        writer.write_field(id.as_ref().replace(ID_SEPARATOR, "+"))?;
+        writer.write_field(shown(id.as_ref()))?;
         for score in row {
             writer.write_field(score.to_string())?;
         }

@@ -10,6 +10,7 @@ use super::cells::{Cells, CellsError, CellsWriter, MISSING};
 use super::columns::{Header, Selection};
 use super::error::Earlier;
 use super::growing::Growing;
+use super::ids::JoinedIds;
 use super::intake::Intake;
 use super::value::{Value, Wrong};
 use super::{ColumnType, Columns, DataError, DataSource, Excerpt, ID_SEPARATOR, Ids, Missing};
@@ -99,9 +100,7 @@ pub(super) struct TableReader<'a> {
     cells: Option<CellsWriter>,
     has_label: bool,
     labels: Growing<f32>,
-    /// Texts of the block, for each part of the id.
-    parts: Vec<Texts>,
-    ids: Ids,
+    ids: JoinedIds,
     origins: Origins,
 }
 
@@ -117,8 +116,7 @@ impl<'a> TableReader<'a> {
             cells: None,
             has_label: source.label.is_some(),
             labels: Growing::default(),
-            parts: Vec::new(),
-            ids: if source.id.is_none() { Ids::row_numbers(0) } else { Ids::from_iter([""; 0]) },
+            ids: JoinedIds::new(source.id.as_ref().map_or(0, |id| id.names().len())),
             origins: Origins::default(),
         }
     }
@@ -127,14 +125,15 @@ impl<'a> TableReader<'a> {
         let (Some(cells), Some((header, _))) = (self.cells, self.chosen) else {
             return Err(DataError::NoFiles { file: self.source.file.paths().first().cloned().unwrap_or_default() });
         };
-        if self.ids.is_empty() {
+        let ids = self.ids.into_ids();
+        if ids.is_empty() {
             return Err(DataError::NoRows { file: header.file().to_path_buf(), line: header.line() });
         }
-        if let (Some(columns), Some((row, first))) = (&self.source.id, self.ids.first_duplicate()) {
-            return Err(self.origins.duplicate(row, first, columns, &self.ids.get(row)));
+        if let (Some(columns), Some((row, first))) = (&self.source.id, ids.first_duplicate()) {
+            return Err(self.origins.duplicate(row, first, columns, &ids.get(row)));
         }
         Ok(Table {
-            ids: self.ids,
+            ids,
             columns: self.columns.into_iter().map(|column| column.column).collect(),
             cells: cells.finish()?,
             labels: self.has_label.then(|| self.labels.into_vec()),
@@ -153,7 +152,6 @@ impl Intake for TableReader<'_> {
                     (selection.features.iter()).map(|&at| Intaken::new(&header.names()[at], self.source)).collect();
                 let memory_max = self.source.memory_max_mib.saturating_mul(1 << 20);
                 self.cells = Some(CellsWriter::new(self.columns.len(), memory_max, self.directory));
-                self.parts = selection.ids.iter().map(|_| Texts::default()).collect();
                 self.chosen = Some((header.clone(), selection.clone()));
                 selection
             }
@@ -186,7 +184,7 @@ impl Intake for TableReader<'_> {
             self.labels.push(label(value, self.source)?);
             return Ok(());
         }
-        self.parts[column - features - usize::from(self.has_label)].push(&value.id()?);
+        self.ids.push(column - features - usize::from(self.has_label), &value.id()?);
         Ok(())
     }
 
@@ -195,23 +193,8 @@ impl Intake for TableReader<'_> {
             cells.extend(&self.block)?;
         }
         self.block.clear();
-        let mut joined = String::new();
-        for row in 0..rows {
-            match &self.parts[..] {
-                [] => self.ids.push(""),
-                [one] => self.ids.push(one.get(row)),
-                several => {
-                    joined.clear();
-                    for (i, part) in several.iter().enumerate() {
-                        joined.extend((i > 0).then_some(ID_SEPARATOR));
-                        joined.push_str(part.get(row));
-                    }
-                    self.ids.push(&joined);
-                }
-            }
-        }
-        if !self.parts.is_empty() {
-            self.parts.iter_mut().for_each(Texts::clear);
+        self.ids.end(rows);
+        if self.source.id.is_some() {
             self.origins.note(rows, line);
         }
         Ok(())
@@ -297,30 +280,6 @@ fn bucket(column: &Sha256, text: &str, buckets: u32) -> u32 {
     let digest: [u8; 32] = column.clone().chain_update(text).finalize().into();
     let [a, b, c, d, e, f, g, h, ..] = digest;
     (u64::from_le_bytes([a, b, c, d, e, f, g, h]) % u64::from(buckets)) as u32
-}
-
-/// Texts one after the other.
-#[derive(Default)]
-struct Texts {
-    text: String,
-    ends: Vec<usize>,
-}
-
-impl Texts {
-    fn push(&mut self, text: &str) {
-        self.text.push_str(text);
-        self.ends.push(self.text.len());
-    }
-
-    fn get(&self, at: usize) -> &str {
-        let start = if at == 0 { 0 } else { self.ends[at - 1] };
-        &self.text[start..self.ends[at]]
-    }
-
-    fn clear(&mut self) {
-        self.text.clear();
-        self.ends.clear();
-    }
 }
 
 /// Where each row came from, to say so of ids that come twice.

@@ -131,6 +131,7 @@ impl<'a> Alignment<'a> {
             Task::Train | Task::Align => "train",
             Task::Evaluate => "evaluate",
             Task::Predict => "predict",
+            Task::Serve => "serve",
         };
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         Self { session, spec, ids, directory: directory.join("alignment").join(of_task), threads }
