@@ -30,20 +30,35 @@ class Failed(Exception):
 class Ended:
     """How a process ended: exit code, what it said, seconds, processor seconds, largest resident set in bytes."""
 
-    def __init__(self, code, said, seconds, usage):
-        self.code, self.said, self.seconds = code, said, seconds
-        self.cpu, self.rss = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    def __init__(self, code, said, seconds, usage, rss):
+        self.code, self.said, self.seconds, self.rss = code, said, seconds, rss
+        self.cpu = usage.ru_utime + usage.ru_stime
+
+
+def peak_rss(pid):
+    """Largest resident set so far. What wait4 says of it starts with that of this script, which a child is a copy of."""
+    try:
+        found = re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0
 
 
 def wait_all(started, limit_s=LIMIT_S):
     """Waits for processes (name -> (Popen, log file, start)); what is left at the end of the limit is killed."""
     ended, left, deadline = {}, dict(started), time.monotonic() + limit_s
+    rss, looked = dict.fromkeys(started, 0), 0.0
     while left:
+        look = time.monotonic() - looked > 0.1
+        looked = time.monotonic() if look else looked
         for name, (child, log, begun) in list(left.items()):
+            if look:
+                rss[name] = max(rss[name], peak_rss(child.pid))
             pid, status, usage = os.wait4(child.pid, os.WNOHANG)
             if pid:
                 child.returncode = os.waitstatus_to_exitcode(status)
-                ended[name] = Ended(child.returncode, log.read_text(errors="replace"), time.monotonic() - begun, usage)
+                ended[name] = Ended(child.returncode, log.read_text(errors="replace"), time.monotonic() - begun, usage,
+                                    rss[name])
                 del left[name]
             elif time.monotonic() > deadline:
                 child.kill()
@@ -470,7 +485,7 @@ def tampering(options, tmp):
     out = {"places": [], "sweeps": []}
 
     def place(what, where, said, code):
-        text = telling(said)
+        text = telling(said) if code else ""
         out["places"].append({"what": what, "where": where, "code": code, "said": text})
         print(f"  {what}, {where}: {code} {text}", flush=True)
 
@@ -576,16 +591,21 @@ def tmp_session(tmp, text, source):
 def show_tampering(r):
     found = sum(p["code"] != 0 for p in r["places"])
     lines = [f"The lowest bit of one byte is changed, and the program asked. Found: {found} of {len(r['places'])}.", ""]
-    rows = [[p["what"], p["where"], str(p["code"]) if p["code"] else "**0, not found**", said(p["said"])] for p in r["places"]]
+    rows = [[p["what"], p["where"], str(p["code"]) if p["code"] else "**0, not found**", said(p["said"]) if p["code"] else "nothing"] for p in r["places"]]
     lines += table(2, ["file", "changed", "exit code", "what is said"], rows, right=1)
+    lines += ["", "The audit log's errors name file and line. A model's name the file and, for `model.json`, what is wrong in it; of"
+              " `model.safetensors` there is one digest, so no place. A contract's name the signatures and both digests, not the value"
+              " that was changed: whoever has another copy finds it by comparing. No digest covers the version in `model.json`,"
+              " which nothing is computed from."]
     lines += ["", "Many places, by `spnn contract verify` and `spnn audit verify`:", ""]
     rows = []
     for s in r["sweeps"]:
         missed = sum(s["missed"].values())
-        why = "; ".join(f"{n} {w}" for w, n in s["missed"].items()) or "–"
+        why = "; ".join(f"{n:,} {w}" for w, n in s["missed"].items()) or "–"
         rows.append([s["what"], f"{s['bytes']:,}", f"{s['tried']:,}", f"{s['tried'] - missed:,}", cell(why)])
     lines += table(1, ["file", "bytes", "tried", "found", "not found"], rows)
-    return lines + ["", "A comment is not signed, nor is what only a simulation reads (docs/contract.md); a changed byte there means nothing to the roles."]
+    return lines + ["", "A comment is not signed, nor is what only a simulation reads (docs/contract.md); a changed byte there means nothing to",
+                    "the roles. The first line of a signature is a comment, too."]
 
 
 def said(text):
@@ -801,12 +821,15 @@ def show_alignment(r):
               f" and {k['second']} keys, {k['common']} common, {'exactly those found' if k['exact'] else '**others found**'}; among them"
               " pairs such as `1, 12` and `11, 2`, which are the same text when put together and are not the same key.",
               "", "### What is refused", "",
-              "The exit codes are those of coordinator, server and parties, in this order; the words are the party's whose file or"
-              " value it is, and of the others where they differ.", ""]
+              "Exit codes are those of coordinator, server and the two parties, in this order. The words are those of the roles that"
+              " found it; the others say who ended the session and whether for its data or its configuration. None had an empty"
+              " result.", ""]
     rows = []
     for x in r["refused"]:
         texts = {}
         for name, text in x["said"].items():
+            if "ended the session in" in text:
+                continue
             texts.setdefault(said(text), []).append(name)
         words = "<br>".join(f"{', '.join(names)}: {text}" for text, names in
                             sorted(texts.items(), key=lambda t: "party-1" not in t[1]))
@@ -842,8 +865,7 @@ def psi(options, tmp):
             party_file(file, sets[p], p, p)
         ours = aligned(options, tmp, f"ours-{n}", sets)
         out["runs"].append({"system": "spnn, ECDH, ristretto255", "ids": n, "common": ours["found"][0], "exact": ours["exact"],
-                            "seconds": ours["seconds"], "wall": ours["wall"], "cpu": sum(ours["cpu"].values()),
-                            "rss": max(ours["rss"].values())})
+                            "seconds": ours["seconds"], "wall": ours["wall"], "cpu": sum(ours["cpu"].values())})
         for label, name, (protocol, curve), at_big in PSI:
             if name not in out["versions"]:
                 continue
@@ -869,8 +891,7 @@ def psi(options, tmp):
                 own = [float(re.search(r"SECONDS ([\d.]+)", e.said)[1]) for e in ended.values()]
                 sets_found = [set(first_column(f)) for f in results if f.exists()]
                 row |= {"common": len(sets_found[0]), "exact": all(f == truth for f in sets_found), "learn": len(sets_found),
-                        "seconds": max(own), "wall": wall, "cpu": sum(e.cpu for e in ended.values()),
-                        "rss": max(e.rss for e in ended.values())}
+                        "seconds": max(own), "wall": wall, "cpu": sum(e.cpu for e in ended.values())}
             for f in results:
                 f.unlink(missing_ok=True)
             print(f"  {n}: {row}", flush=True)
@@ -967,18 +988,18 @@ def show_psi(r):
         rows = []
         for x in runs:
             if "why" in x:
-                rows.append([x["system"], cell(x["why"]), *["–"] * 6])
+                rows.append([x["system"], cell(x["why"]), *["–"] * 5])
                 continue
             learn = "both" if x.get("learn", 2) == 2 else "one"
             rows.append([x["system"], "yes" if x["exact"] else "**no**", learn, f"{x['seconds']:.1f}", f"{x['wall']:.1f}",
-                         f"{x['cpu']:.1f}", f"{x['cpu'] / ours['cpu']:.2f}", f"{x['rss'] / 2**20:.0f}"])
+                         f"{x['cpu']:.1f}", f"{x['cpu'] / ours['cpu']:.2f}"])
         lines += [f"2 × {n:,} ids, {n * 3 // 5:,} common:", "",
-                  *table(3, ["system", "exact", "who learns it", "own s", "wall s", "CPU s", "× spnn's CPU", "peak RSS MiB, one process"], rows), ""]
+                  *table(3, ["system", "exact", "who learns it", "own s", "wall s", "CPU s", "× spnn's CPU"], rows), ""]
     lines += [
-        "Not the same protections: ECDH of SPU and of openmined-psi is the two-party protocol that spnn has, over other curves"
-        " (FourQ has some 122 bits of security, the others 128). RR22 is another protocol, by oblivious transfer and sparse"
-        " linear codes: much less arithmetic, for two parties only. spnn's is the one that goes on after an interruption and"
-        " takes any number of parties without showing party 0 which ids are in pairs.",
+        "Not quite the same: ECDH of SPU and of openmined-psi is the same idea as spnn's over other curves. RR22 is another"
+        " protocol, by oblivious transfer and sparse linear codes, for two parties: far less arithmetic, and what to take where"
+        " arithmetic is what holds you up. spnn's keeps on disk what it received, to go on after an interruption, takes any number"
+        " of parties, and runs under TLS.",
         "",
         "Not run: SecretFlow's own PSI is SPU's, under Ray; the packages `secretflow-psi` and `private-set-intersection` are"
         " not in the registry." + "".join(f" {p}: {why}." for p, why in r["absent"])]
@@ -1039,7 +1060,8 @@ def show_audit(r):
         *table(1, ["audit log", "ms an epoch, median", "fastest", "CPU ms an epoch, server and parties", "logs, all roles"], rows), "",
         f"With over without, by round: wall {', '.join(f'{w:.3f}' for w in wall)}; CPU {', '.join(f'{c:.3f}' for c in ratio)}."
         f" The trained weights are {'the same bits' if all(g['same'] for g in r['rounds']) else '**not the same**'}. `spnn audit verify`"
-        f" of the four logs together takes {statistics.median(g['verify'] for g in r['rounds']):.2f} s."]
+        f" of the four logs together takes {statistics.median(g['verify'] for g in r['rounds']):.2f} s. What a log costs is SHA-256 over"
+        " every message, at both ends; on this shape, where there is next to nothing else to compute, that is most that it can be."]
 
 
 # Part: twenty million rows.
@@ -1133,14 +1155,14 @@ TITLES = {
 
 def page(state, options):
     dates = sorted(p["date"] for p in state["parts"].values())
-    commands = list(dict.fromkeys(p["command"] for p in state["parts"].values()))
+    commands = {p["command"] for p in state["parts"].values()}
     versions = list(dict.fromkeys(p["spnn"] for p in state["parts"].values()))
     readme = os.path.relpath(ROOT / "benches/README.md", options.out.parent)
     lines = ["# What organisations meet", "",
              f"Made by `python3 benches/organisations.py` from {dates[0]} to {dates[-1]}; [benches/README.md]({readme}) says how to run it.", "",
              f"- Machine: {state['machine']}, all processes on it, over loopback.",
              f"- spnn: {'; '.join(versions)}.",
-             "- Commands: " + "; ".join(f"`{c}`" for c in commands) + ".",
+             f"- {'Each part' if len(commands) > 1 else 'The part'} was run by `--only` and its name, in {len(commands)} turns.",
              "- CPU seconds are user and system time of all processes. Where others used the machine meanwhile, the part says how"
              " much, and wall times are then longer than they need be.", ""]
     if any(p.get("quick") for p in state["parts"].values()):
@@ -1151,7 +1173,11 @@ def page(state, options):
         if "failed" in part:
             lines += [f"**Failed:** {cell(part['failed'])}", ""]
             continue
-        lines += [*show(part["result"]), "", f"*{part['date']}; {part['wall']:.0f} s; others had {part['others']:.0%} of the cores' time.*", ""]
+        try:
+            shown = show(part["result"])
+        except KeyError:
+            shown = ["Measured by an earlier version of the script: to be run again."]
+        lines += [*shown, "", f"*{part['date']}; {part['wall']:.0f} s; others had {part['others']:.0%} of the cores' time.*", ""]
     left = [n for n in PARTS if n not in state["parts"]]
     if left:
         lines += ["## Not run", "", ", ".join(left) + ".", ""]

@@ -355,7 +355,7 @@ fn a_coordinator_that_dies_is_named() {
 
 #[test]
 fn every_help_ends_with_an_example() {
-    let commands: [&[&str]; 26] = [
+    let commands: [&[&str]; 27] = [
         &[],
         &["simulate"],
         &["pooled"],
@@ -382,6 +382,7 @@ fn every_help_ends_with_an_example() {
         &["inspect"],
         &["predict"],
         &["align"],
+        &["serve"],
     ];
     for command in commands {
         let said = spnn_ok(&[command, &["--help"]].concat());

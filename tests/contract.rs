@@ -351,3 +351,25 @@ fn a_record_is_scored_as_often_as_the_contract_lets_it_be() {
     released.filter(|p| p.to_str().unwrap().contains("released-")).for_each(|p| fs::remove_file(p).unwrap());
     predict()["party-1"].expect(CONFIGURATION, &refused);
 }
+
+#[test]
+fn what_an_alignment_sends_is_in_the_logs_and_they_agree() {
+    let mut stage = stage();
+    stage.session.insert("alignment".into(), table("trim = true").into());
+    let leaks = term(&mut stage, "accepted_leaks").as_array_mut().unwrap();
+    leaks.push("parties-learn-common-rows".into());
+    signed(&stage);
+    run(&stage).values().for_each(|e| e.expect(DONE, &[]));
+    let logs: Vec<PathBuf> = stage.roles().iter().map(|role| stage.path(role).join("audit.jsonl")).collect();
+    let authority = stage.path("pki/ca.pem");
+    let mut words = vec!["audit", "verify", "--authority", arg(&authority)];
+    words.extend(logs.iter().map(|log| arg(log)));
+    spnn_ok(&words);
+    let text = fs::read_to_string(stage.path("party-1/audit.jsonl")).unwrap();
+    for kind in ["alignment-offer", "blinded-ids", "common-ids", "alignment-result"] {
+        for direction in ["sent", "received"] {
+            let flow = text.lines().find(|l| l.contains(&format!("\"{kind}\"")) && l.contains(direction));
+            assert!(flow.is_some(), "no {kind} {direction} in\n{text}");
+        }
+    }
+}

@@ -14,6 +14,7 @@ use crate::monitor::{self, Exposition, Watched};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -171,19 +172,19 @@ impl Shared {
     /// The answer, and how many ids it has.
     async fn answer(&self, request: Request<Body>, began: Instant) -> Result<(Response, usize), Refused> {
         let Service { questions, id, model, ids_per_request_max, .. } = &self.service;
-        self.check_token(request.headers())?;
-        let format = Format::of_request(request.headers())?;
-        let wanted = Format::of_answer(request.headers(), format)?;
-        let deadline = began + request::deadline(request.uri(), self.service.deadline)?;
-        let now = self.service.watched.monitor.snapshot();
-        if now.activity != Activity::Running {
-            let reason = now.reason.unwrap_or_else(|| "waiting for all roles to come".into());
-            return Err(Refused::unavailable(&format!("{}: {reason}", now.activity.name())));
-        }
+        let (head, body) = request.into_parts();
+        let (format, wanted, deadline) = match self.check(&head) {
+            Ok((format, wanted, longest)) => (format, wanted, began + longest),
+            Err(refused) => {
+                // A client that is still sending would see its connection break, not the answer.
+                request::discard(body, BODY_BYTES_MAX).await;
+                return Err(refused);
+            }
+        };
         let in_time = tokio::time::timeout_at(deadline.into(), async {
             // Never closed, so there always will be a place.
             let _place = self.bodies.acquire().await;
-            request::read(request.into_body(), format, BODY_BYTES_MAX, id.clone(), *ids_per_request_max).await
+            request::read(body, format, BODY_BYTES_MAX, id.clone(), *ids_per_request_max).await
         });
         let ids = in_time.await.unwrap_or_else(|_| Err(NoAnswer::TooLate.into()))?;
         let scores: Scores = questions.ask(ids.clone(), deadline.into()).await?;
@@ -193,6 +194,20 @@ impl Shared {
         let writing = tokio::task::spawn_blocking(move || request::write(wanted, &model, parts, &ids, &scores));
         let body = writing.await.map_err(|e| e.to_string()).flatten().map_err(|e| Refused::internal(&e))?;
         Ok((([(header::CONTENT_TYPE, wanted.media_type())], body).into_response(), rows))
+    }
+
+    /// What can be said of a request from its head: its format, that of its answer, and how long it waits.
+    fn check(&self, head: &Parts) -> Result<(Format, Format, Duration), Refused> {
+        self.check_token(&head.headers)?;
+        let format = Format::of_request(&head.headers)?;
+        let wanted = Format::of_answer(&head.headers, format)?;
+        let longest = request::deadline(&head.uri, self.service.deadline)?;
+        let now = self.service.watched.monitor.snapshot();
+        if now.activity != Activity::Running {
+            let reason = now.reason.unwrap_or_else(|| "waiting for all roles to come".into());
+            return Err(Refused::unavailable(&format!("{}: {reason}", now.activity.name())));
+        }
+        Ok((format, wanted, longest))
     }
 
     fn check_token(&self, headers: &HeaderMap) -> Result<(), Refused> {

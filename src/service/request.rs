@@ -3,6 +3,7 @@
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
 use serde::ser::SerializeSeq;
 use serde::{Deserialize, Serialize, Serializer};
 use spnn_party::data::{Columns, ID_SEPARATOR, TableFormat, read_ids, write_answer};
@@ -76,6 +77,21 @@ pub(super) fn deadline(uri: &Uri, longest: Duration) -> Result<Duration, Refused
         deadline = longest.min(Duration::from_millis(ms));
     }
     Ok(deadline)
+}
+
+/// Reads a body that nobody wants, for a moment and as far as it may be long.
+pub(super) async fn discard(body: Body, bytes_max: usize) {
+    let mut stream = body.into_data_stream();
+    let reading = async {
+        let mut bytes = 0;
+        while let Some(Ok(frame)) = stream.next().await {
+            bytes += frame.len();
+            if bytes > bytes_max {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(2), reading).await;
 }
 
 /// The ids of a request, in its order; the parts of one made of several columns with [`ID_SEPARATOR`] between them.

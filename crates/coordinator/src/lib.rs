@@ -98,7 +98,7 @@ pub async fn run(
             }
             let record = start.join(transport, attempts.patience(), observer).await?;
             let record = start.follow(record, observer).await?;
-            start.network.end_audit(None)?;
+            start.network.end_audit()?;
             start.tell(transport, options.rejoin_timeout).await?;
             Ok(Some(record))
         };
@@ -108,7 +108,7 @@ pub async fn run(
             done = attempt => done,
         };
         if let Err(e) = &done {
-            start.network.end_audit(Some(e.ending(Role::Coordinator)))?;
+            options.interrupt_audit(e.ending(Role::Coordinator));
         }
         let Err(e) = done else {
             transport.leave(Ending { cause: Cause::Done, culprit: Role::Coordinator });
@@ -227,7 +227,7 @@ impl Running<'_> {
         options.monitor.at(resume);
 
         if let Some(audit) = &options.audit {
-            network.begin_audit(audit, session, options.task, incarnation)?;
+            network.begin_audit(audit, session, options.task, incarnation, None)?;
         }
         let schedule = session.schedule(rows);
         let (train_rows, test_rows) = match options.task {

@@ -184,7 +184,7 @@ impl<'a> Party<'a> {
         // The others may take their time to save.
         self.network.channel(Role::Coordinator)?.set_timeout(LONG);
         let Finish = self.network.recv(Role::Coordinator, Step::SETUP).await?;
-        self.network.end_audit(None)?;
+        self.network.end_audit()?;
         self.training.finish()?;
         Ok(())
     }
@@ -394,11 +394,12 @@ async fn attempt(
         let joining = Joining::connect(transport, session, &options.join, patience).await?;
         Party::join(joining, me, session, options, data).await
     };
-    let mut party = tokio::select! {
+    let joined = tokio::select! {
         biased;
-        () = stop.wait() => return Err(ProtocolError::Stopped.into()),
-        joined = join => joined?,
+        () = stop.wait() => Err(ProtocolError::Stopped.into()),
+        joined = join => joined,
     };
+    let mut party = joined.inspect_err(|e: &PartyError| options.join.interrupt_audit(e.ending(me)))?;
     let done = tokio::select! {
         biased;
         () = stop.overdue() => Err(ProtocolError::Stopped.into()),
@@ -409,7 +410,7 @@ async fn attempt(
         Task::Train | Task::Evaluate | Task::Predict | Task::Align => party.training.position(),
     });
     if let Err(e) = &done {
-        party.network.end_audit(Some(e.ending(me)))?;
+        options.join.interrupt_audit(e.ending(me));
     }
     match done {
         Err(PartyError::Protocol(e)) if e.is_interruption() || matches!(e, ProtocolError::Stopped) => {

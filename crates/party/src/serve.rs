@@ -156,18 +156,26 @@ impl Party<'_> {
         let holder = self.session.label_role();
         // Queries come when they come; a label holder that is gone is noticed by its connection.
         self.network.channel(holder)?.set_timeout(LONG);
-        let stop = self.options.join.stop.clone();
-        for number in 0.. {
-            let step = Step::of_query(number);
-            let query = tokio::select! {
-                biased;
-                () = stop.wait() => return Err(ProtocolError::Stopped),
-                query = self.network.recv::<Query>(holder, step) => query?,
-            };
-            self.check_query(holder, &query)?;
-            self.contribute(first_layer, step, &query.rows).await?;
-        }
-        Ok(())
+        let (stop, first_lost) = (self.options.join.stop.clone(), self.network.first_lost());
+        let following = async {
+            for number in 0.. {
+                let step = Step::of_query(number);
+                let query = tokio::select! {
+                    biased;
+                    () = stop.wait() => return Err(ProtocolError::Stopped),
+                    query = self.network.recv::<Query>(holder, step) => query?,
+                };
+                self.check_query(holder, &query)?;
+                self.contribute(first_layer, step, &query.rows).await?;
+            }
+            Ok(())
+        };
+        let gone = tokio::select! {
+            biased;
+            ended = following => return ended,
+            gone = first_lost => gone,
+        };
+        Err(self.network.lost(gone, Step::SETUP).await)
     }
 
     fn check_query(&self, holder: Role, query: &Query) -> Result<(), ProtocolError> {
@@ -225,7 +233,16 @@ impl Party<'_> {
                     next = queue.try_recv().ok();
                 }
             }
-            let scored = self.score(first_layer, &asked.rows, &mut number).await;
+            let first_lost = self.network.first_lost();
+            let scored = tokio::select! {
+                biased;
+                scored = self.score(first_layer, &asked.rows, &mut number) => Ok(scored),
+                gone = first_lost => Err(gone),
+            };
+            let scored = match scored {
+                Ok(scored) => scored,
+                Err(gone) => Err(self.network.lost(gone, Step::of_query(number)).await),
+            };
             for (question, places) in asked.questions {
                 question.answer(match &scored {
                     Ok(scores) => Ok(scores_of(&places, scores)),
@@ -245,13 +262,18 @@ impl Party<'_> {
     }
 
     /// The next question; an error as soon as a peer is gone or this role is asked to stop.
-    async fn next_question(&self, queue: &mut mpsc::UnboundedReceiver<Question>) -> Result<Question, ProtocolError> {
-        tokio::select! {
+    async fn next_question(
+        &mut self,
+        queue: &mut mpsc::UnboundedReceiver<Question>,
+    ) -> Result<Question, ProtocolError> {
+        let first_lost = self.network.first_lost();
+        let gone = tokio::select! {
             biased;
-            () = self.options.join.stop.wait() => Err(ProtocolError::Stopped),
-            lost = self.network.any_lost() => Err(lost),
-            question = queue.recv() => question.ok_or(ProtocolError::Stopped),
-        }
+            () = self.options.join.stop.wait() => return Err(ProtocolError::Stopped),
+            gone = first_lost => gone,
+            question = queue.recv() => return question.ok_or(ProtocolError::Stopped),
+        };
+        Err(self.network.lost(gone, Step::SETUP).await)
     }
 
     fn add(&self, question: Question, index: &RowIndex<'_>, asked: &mut Asked) {

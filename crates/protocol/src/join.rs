@@ -18,14 +18,15 @@ use crate::incarnation::Incarnation;
 use crate::message::{Go, Hello, IdDigest, Ready, Start, Task};
 use crate::transport::Transport;
 use crate::{
-    FirstLayerKind, Monitor, Network, Position, ProtocolError, Role, Schedule, SessionConfig, SessionError, Step, Stop,
+    Ending, FirstLayerKind, Monitor, Network, Position, ProtocolError, Role, Schedule, SessionConfig, SessionError,
+    Step, Stop,
 };
 use spnn_crypto::SecretRng;
 use std::future::Future;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
-use tracing::info;
+use tracing::{error, info};
 
 /// What is this role's own business, not the session's.
 #[derive(Clone, Debug)]
@@ -70,6 +71,14 @@ impl JoinOptions {
             allow_unprotected: false,
             clock: SystemTime::now,
             audit: None,
+        }
+    }
+
+    /// This start of the session was interrupted, perhaps before it began: what the audit log lacks is written. That this
+    /// cannot be done is logged, and no reason to hide what interrupted the session.
+    pub fn interrupt_audit(&self, ending: Ending) {
+        if let Some(Err(e)) = self.audit.as_ref().map(|audit| audit.end(Some(ending))) {
+            error!("the audit log lacks what was done last: {e}");
         }
     }
 
@@ -187,7 +196,10 @@ impl<'a> Joining<'a> {
 
         let ours = hello(session, options.task, incarnation);
         let peers = connect_peers(transport, session, patience, &ours);
-        let network = unless_told(&coordinator, peers).await?;
+        let mut network = unless_told(&coordinator, peers).await?;
+        if let Some(audit) = &options.audit {
+            network.begin_audit(audit, session, options.task, incarnation, Some(&coordinator))?;
+        }
         Ok(Met { session, options, patience, coordinator, network, incarnation, resume })
     }
 }
@@ -251,15 +263,12 @@ impl Met<'_> {
             });
         }
         info!(incarnation, rows = go.rows, ?features, %resume, "session starts");
-        network.add(coordinator);
+        network.add_counted(coordinator);
         for channel in network.channels() {
             // The server waits for parties and parties for the server: it gets a moment more, to say who is gone.
             let more = if channel.peer() == Role::Server { 2 * LAST_WORDS } else { Duration::ZERO };
             channel.set_timeout(options.peer_timeout + more);
             channel.watch(&options.monitor);
-        }
-        if let Some(audit) = &options.audit {
-            network.begin_audit(audit, session, options.task, incarnation)?;
         }
         let schedule = session.schedule(go.rows);
         options.monitor.running(incarnation);

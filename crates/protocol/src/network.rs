@@ -4,12 +4,14 @@ use crate::audit::Audit;
 use crate::channel::{Channel, all};
 use crate::error::ProtocolError;
 use crate::message::{AuditHead, Control, Kind};
-use crate::{Ending, Role, SessionConfig, Step, Task};
+use crate::{Role, SessionConfig, Step, Task};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use ndarray::{ArrayView2, ArrayViewMut2};
 use spnn_crypto::PairKey;
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
 
 /// The channels of one role. Receives name the message that is due and give that or an error.
 pub struct Network {
@@ -36,6 +38,14 @@ impl Network {
         self.channels.insert(channel.peer(), channel);
     }
 
+    /// Adds the channel to a peer, and writes down from here on what goes over it.
+    pub fn add_counted(&mut self, mut channel: Channel) {
+        if let Some(audit) = &self.audit {
+            channel.count_in(audit);
+        }
+        self.add(channel);
+    }
+
     /// The channel to `peer`.
     ///
     /// # Errors
@@ -53,7 +63,8 @@ impl Network {
         self.channels.values_mut()
     }
 
-    /// From here on writes down what goes over the channels, in `audit`.
+    /// From here on writes down what goes over the channels, in `audit`; over that of the coordinator, if it is not one of
+    /// them, once it is [added](Self::add_counted).
     ///
     /// # Errors
     /// [`ProtocolError::Storage`] naming the file.
@@ -63,9 +74,10 @@ impl Network {
         session: &SessionConfig,
         task: Task,
         incarnation: u64,
+        coordinator: Option<&Channel>,
     ) -> Result<(), ProtocolError> {
         let key = |c: &Channel| c.link().fingerprint().map(|key| key.to_string());
-        let peers = self.channels.iter().map(|(role, c)| (*role, key(c))).collect();
+        let peers = self.channels.values().chain(coordinator).map(|c| (c.peer(), key(c))).collect();
         audit.start(self.me, session, task, incarnation, peers)?;
         self.channels.values_mut().for_each(|c| c.count_in(audit));
         self.audit = Some(audit.clone());
@@ -105,12 +117,12 @@ impl Network {
         Ok(Some(head))
     }
 
-    /// This start of the session is over, well or interrupted: the rest is written down.
+    /// This start of the session came to its end: the rest is written down.
     ///
     /// # Errors
     /// [`ProtocolError::Storage`] naming the audit log.
-    pub fn end_audit(&self, interrupted: Option<Ending>) -> Result<(), ProtocolError> {
-        self.audit.as_ref().map_or(Ok(()), |audit| audit.end(interrupted))
+    pub fn end_audit(&self) -> Result<(), ProtocolError> {
+        self.audit.as_ref().map_or(Ok(()), |audit| audit.end(None))
     }
 
     /// Sends a control message.
@@ -244,15 +256,27 @@ impl Network {
         self.channel(peer)?.link().pair_key("EXPORTER-spnn-pairwise-masks")
     }
 
-    /// Waits until a peer is gone, and says which and why. For roles that are not about to receive from anyone.
-    pub async fn any_lost(&self) -> ProtocolError {
-        let downs = self.channels.values().map(async |channel| {
-            channel.link().down().await;
-            channel
+    /// Waits until a peer is gone, and says which: beside a wait for someone else, who may be waiting for that one.
+    pub fn first_lost(&self) -> impl Future<Output = Role> + Send + use<> {
+        let links: Vec<_> = self.channels.iter().map(|(role, c)| (*role, Arc::clone(c.link()))).collect();
+        let downs = links.into_iter().map(|(role, link)| async move {
+            link.down().await;
+            role
         });
-        match downs.collect::<FuturesUnordered<_>>().next().await {
-            Some(channel) => channel.lost(Step::SETUP).await,
-            None => std::future::pending().await,
+        let mut downs: FuturesUnordered<_> = downs.collect();
+        async move {
+            match downs.next().await {
+                Some(role) => role,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Why a peer is gone that [`first_lost`](Self::first_lost) named.
+    pub async fn lost(&mut self, peer: Role, step: Step) -> ProtocolError {
+        match self.channel(peer) {
+            Ok(channel) => channel.lost(step).await,
+            Err(e) => e,
         }
     }
 

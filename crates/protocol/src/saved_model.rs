@@ -1,6 +1,6 @@
 //! A role's own part of a trained model, on disk: `model.safetensors` and `model.json` beside it.
 
-use crate::durable::write_durable;
+use crate::durable::write_private;
 use crate::{ProtocolError, Role, SessionConfig};
 use base16ct::lower::encode_string as hex;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -82,8 +82,8 @@ impl<Extra: Serialize + DeserializeOwned> SavedModel<Extra> {
             extra: &self.extra,
         };
         let text = serde_json::to_string_pretty(&manifest).map_err(|e| storage(&e))?;
-        write_durable(&file, &bytes)?;
-        write_durable(&directory.join(MANIFEST), text.as_bytes())
+        write_private(&file, &[&bytes])?;
+        write_private(&directory.join(MANIFEST), &[text.as_bytes()])
     }
 
     /// Reads both files back and checks that they are this role's part of this session's model.

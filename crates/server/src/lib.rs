@@ -112,11 +112,12 @@ impl<'a> Server<'a> {
         reached: &mut Option<Position>,
     ) -> Result<(), ProtocolError> {
         let stop = &self.options.stop;
-        let mut running = tokio::select! {
+        let joined = tokio::select! {
             biased;
-            () = stop.wait() => return Err(ProtocolError::Stopped),
-            joined = Running::join(self.session, self.options, &mut *self.model, transport, patience) => joined?,
+            () = stop.wait() => Err(ProtocolError::Stopped),
+            joined = Running::join(self.session, self.options, &mut *self.model, transport, patience) => joined,
         };
+        let mut running = joined.inspect_err(|e| self.options.interrupt_audit(e.ending(Role::Server)))?;
         let done = tokio::select! {
             biased;
             () = stop.overdue() => Err(ProtocolError::Stopped),
@@ -127,7 +128,7 @@ impl<'a> Server<'a> {
             Task::Train | Task::Evaluate | Task::Predict | Task::Align => running.training.position(),
         });
         if let Err(e) = &done {
-            running.network.end_audit(Some(e.ending(Role::Server)))?;
+            running.options.interrupt_audit(e.ending(Role::Server));
         }
         match done {
             Err(e) if e.is_interruption() || matches!(e, ProtocolError::Stopped) => {
@@ -190,7 +191,7 @@ impl<'a> Running<'a> {
         self.network.send(Role::Coordinator, Step::SETUP, &Report::Done(done)).await?;
         self.network.channel(Role::Coordinator)?.set_timeout(LONG);
         let Finish = self.network.recv(Role::Coordinator, Step::SETUP).await?;
-        self.network.end_audit(None)?;
+        self.network.end_audit()?;
         self.training.finish()
     }
 

@@ -103,24 +103,33 @@ impl Running<'_> {
         let holder = self.session.label_role();
         // Queries come when they come; a label holder that is gone is noticed by its connection.
         self.network.channel(holder)?.set_timeout(LONG);
-        for number in 0.. {
-            let step = Step::of_query(number);
-            let QuerySize { rows } = tokio::select! {
-                biased;
-                () = self.options.stop.wait() => return Err(ProtocolError::Stopped),
-                size = self.network.recv(holder, step) => size?,
-            };
-            let rows = rows as usize;
-            if !(1..=Query::ROWS_MAX).contains(&rows) {
-                let expected = format!("a query of 1 to {} rows", Query::ROWS_MAX);
-                return Err(ProtocolError::Unexpected { peer: holder, expected, found: format!("{rows} rows") });
+        let first_lost = self.network.first_lost();
+        let answering = async {
+            for number in 0.. {
+                let step = Step::of_query(number);
+                let QuerySize { rows } = tokio::select! {
+                    biased;
+                    () = self.options.stop.wait() => return Err(ProtocolError::Stopped),
+                    size = self.network.recv(holder, step) => size?,
+                };
+                let rows = rows as usize;
+                if !(1..=Query::ROWS_MAX).contains(&rows) {
+                    let expected = format!("a query of 1 to {} rows", Query::ROWS_MAX);
+                    return Err(ProtocolError::Unexpected { peer: holder, expected, found: format!("{rows} rows") });
+                }
+                self.score(first_layer, step, rows).await?;
+                if step.ends_epoch_of_service() {
+                    self.network.audit_epoch(step).await?;
+                }
             }
-            self.score(first_layer, step, rows).await?;
-            if step.ends_epoch_of_service() {
-                self.network.audit_epoch(step).await?;
-            }
-        }
-        Ok(())
+            Ok(())
+        };
+        let gone = tokio::select! {
+            biased;
+            ended = answering => return ended,
+            gone = first_lost => gone,
+        };
+        Err(self.network.lost(gone, Step::SETUP).await)
     }
 
     async fn report(&mut self, end: EpochEnd) -> Result<(), ProtocolError> {

@@ -51,7 +51,7 @@ pub struct Line {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Entry {
-    /// The role has joined all its peers.
+    /// The role has met its peers.
     Start {
         /// Whose log this is.
         role: Role,
