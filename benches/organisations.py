@@ -268,7 +268,7 @@ def unaligned(options, tmp):
     host_header, host = read_csv(DATA / "fate/default_credit_hetero_host.csv")
     hosts, labels = {r[0]: r for r in host}, {r[0]: int(r[1]) for r in guest}
     results = []
-    for epochs, seed in [(e, s) for e in ([3] if options.quick else [30, 60]) for s in options.seeds]:
+    for epochs, seed in [(e, s) for e in ([3] if options.quick else [30, 60, 100]) for s in options.seeds]:
         rng, directory = random.Random(seed), tmp / f"{epochs}-{seed}"
         directory.mkdir()
         ids = [r[0] for r in guest]
@@ -363,9 +363,10 @@ def show_unaligned(r):
             f" ({apart:.4f} at most).")
     evaluated = max(abs(s["spnn evaluate"] - s["unaligned"]) for s in r["runs"])
     return lines + ["", *verdicts, "",
-        "On the same rows the two differ in the order of the rows alone, which alignment draws anew each time. An epoch of fewer rows"
-        " has fewer steps, and at 30 epochs this network is still on its way: its AUC rests near 0.74 and then rises to 0.77 within a"
-        " few epochs, which comes later where there are fewer rows. At 60 epochs that is over in all of them.",
+        "On the same rows the two differ in the order of the rows alone, which alignment draws anew each time, so that another run"
+        " gives other figures for unaligned. An epoch of fewer rows has fewer steps: this network's AUC rests near 0.74,"
+        " then rises to 0.77 within a few epochs, and where there are fewer rows, or by bad luck of the order, that comes later. At 30"
+        " epochs many runs are not there yet, aligned or not.",
         "",
         "The scored ids were exactly the common ones in every run, and so was the number of training rows. `spnn evaluate`, on the"
         f" test files with labels, gave the AUC computed here from the scores, within {max(evaluated, 1e-4):.1g} (it prints four digits).",
@@ -593,8 +594,8 @@ def show_tampering(r):
     lines = [f"The lowest bit of one byte is changed, and the program asked. Found: {found} of {len(r['places'])}.", ""]
     rows = [[p["what"], p["where"], str(p["code"]) if p["code"] else "**0, not found**", said(p["said"]) if p["code"] else "nothing"] for p in r["places"]]
     lines += table(2, ["file", "changed", "exit code", "what is said"], rows, right=1)
-    lines += ["", "The audit log's errors name file and line. A model's name the file and, for `model.json`, what is wrong in it; of"
-              " `model.safetensors` there is one digest, so no place. A contract's name the signatures and both digests, not the value"
+    lines += ["", "The audit log's errors name file and line. A model's name the file and, for `model.json`, what is wrong in it; for"
+              " `model.safetensors` there is one digest, and so no place. A contract's name the signatures and both digests, not the value"
               " that was changed: whoever has another copy finds it by comparing. No digest covers the version in `model.json`,"
               " which nothing is computed from."]
     lines += ["", "Many places, by `spnn contract verify` and `spnn audit verify`:", ""]
@@ -796,7 +797,7 @@ def show_alignment(r):
         ""]
     rows = []
     for a in r["runs"]:
-        parties = [n for n in a["cpu"] if n.startswith("party")]
+        parties = sorted(n for n in a["cpu"] if n.startswith("party"))
         rows.append([f"{a['parties']} × {a['ids']:,}", f"{a['common']:,}", " / ".join(f"{f:,}" for f in dict.fromkeys(a["found"])),
                      "yes" if a["exact"] and a["same_order"] else "**no**", f"{a['seconds']:.1f}", f"{a['wall']:.1f}",
                      f"{sum(a['cpu'].values()):.1f}", " / ".join(f"{a['cpu'][p]:.1f}" for p in parties),
@@ -1060,8 +1061,8 @@ def show_audit(r):
         *table(1, ["audit log", "ms an epoch, median", "fastest", "CPU ms an epoch, server and parties", "logs, all roles"], rows), "",
         f"With over without, by round: wall {', '.join(f'{w:.3f}' for w in wall)}; CPU {', '.join(f'{c:.3f}' for c in ratio)}."
         f" The trained weights are {'the same bits' if all(g['same'] for g in r['rounds']) else '**not the same**'}. `spnn audit verify`"
-        f" of the four logs together takes {statistics.median(g['verify'] for g in r['rounds']):.2f} s. What a log costs is SHA-256 over"
-        " every message, at both ends; on this shape, where there is next to nothing else to compute, that is most that it can be."]
+        f" of the four logs together takes {statistics.median(g['verify'] for g in r['rounds']):.2f} s. With a log each role hashes"
+        " every message that it sends or receives; on this shape there is next to nothing else to compute."]
 
 
 # Part: twenty million rows.
@@ -1231,13 +1232,13 @@ def main():
                         f" {platform.system()}, Python {platform.python_version()}")
     digest = hashlib.sha256(options.spnn.read_bytes()).hexdigest()[:12]
     version = must([options.spnn, "--version"]).said.split()[-1]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    built = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(options.spnn.stat().st_mtime))
     work = {"unaligned": unaligned, "inspect": inspect, "tampering": tampering, "alignment": alignment, "psi": psi, "audit": audit,
             "twenty-million": twenty_million}
     for name in options.parts:
         print(f"{name}: {now()}", flush=True)
         begun, busy, own = time.monotonic(), busy_seconds(), own_seconds()
-        part = {"quick": options.quick, "spnn": f"{version}, binary {digest}, working tree {commit}"}
+        part = {"quick": options.quick, "spnn": f"{version}, SHA-256 {digest}…, built {built}"}
         command = ["python3", "benches/organisations.py", "--only", name] + ["--quick"] * options.quick
         with tempfile.TemporaryDirectory(prefix="spnn-organisations-") as tmp:
             try:

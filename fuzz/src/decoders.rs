@@ -176,6 +176,17 @@ struct Kept {
     encoding: Encoding,
 }
 
+/// The manifest with digests that fit the tensors, and `extra`.
+fn fitting(manifest: &[u8], tensors: &[u8], extra: &Kept) -> Vec<u8> {
+    let mut whole: serde_json::Value = serde_json::from_slice(manifest).unwrap();
+    let of_tensors = hex(&Sha256::digest(tensors));
+    let content = serde_json::to_string(&(&whole["spnn"], &whole["role"], &of_tensors, extra)).unwrap();
+    whole["content_sha256"] = hex(&Sha256::digest(content)).into();
+    whole["tensors_sha256"] = of_tensors.into();
+    whole["extra"] = serde_json::to_value(extra).unwrap();
+    whole.to_string().into_bytes()
+}
+
 /// The two files of a saved model: either one as it is, and each with digests that fit.
 pub(crate) fn saved_model(input: &[u8]) {
     let stage = &STAGES[0];
@@ -186,18 +197,13 @@ pub(crate) fn saved_model(input: &[u8]) {
         0 => manifest = input.rest().to_vec(),
         1 => input.patch(&mut manifest),
         2 => {
-            let before = hex(&Sha256::digest(&tensors));
             tensors = input.rest().to_vec();
-            let text = String::from_utf8(manifest).unwrap();
-            manifest = text.replace(&before, &hex(&Sha256::digest(&tensors))).into_bytes();
+            let extra = serde_json::from_slice::<serde_json::Value>(&manifest).unwrap()["extra"].take();
+            manifest = fitting(&manifest, &tensors, &serde_json::from_value(extra).unwrap());
         }
         _ => {
             let Ok(extra) = serde_json::from_slice::<Kept>(input.rest()) else { return };
-            let mut whole: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
-            let text = serde_json::to_string(&extra).unwrap();
-            whole["extra_sha256"] = hex(&Sha256::digest(&text)).into();
-            whole["extra"] = serde_json::from_str(&text).unwrap();
-            manifest = whole.to_string().into_bytes();
+            manifest = fitting(&manifest, &tensors, &extra);
         }
     }
     fs::write(directory.path().join("model.safetensors"), &tensors).unwrap();

@@ -301,7 +301,8 @@ fn poll(process: &mut Process) -> Result<Option<u8>, CliError> {
 fn failure(processes: &[Process]) -> CliError {
     let mut failed: Vec<&Process> = processes.iter().filter(|p| p.code.is_some_and(|c| c != 0)).collect();
     let gone = Cause::PeerGone.code();
-    failed.sort_by_key(|p| p.code == Some(gone));
+    let heard = |p: &Process| last_words(&p.log).contains(" ended the session in ");
+    failed.sort_by_key(|p| (p.code == Some(gone), heard(p)));
     let said = failed.iter().map(|p| format!("{}: {}\n  log: {}", p.role, last_words(&p.log), p.log.display()));
     let message = said.collect::<Vec<_>>().join("\n");
     CliError::Roles { code: failed.first().and_then(|p| p.code).unwrap_or(gone), message }

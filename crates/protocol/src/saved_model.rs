@@ -35,9 +35,17 @@ struct Manifest<Extra> {
     session: SessionConfig,
     /// SHA-256 of `model.safetensors`, so that the two files cannot be mixed up or damaged unnoticed.
     tensors_sha256: String,
-    /// SHA-256 of `extra` as compact JSON: a scaling with one digit changed would still look like one.
-    extra_sha256: String,
+    /// SHA-256 of version, role, `tensors_sha256` and `extra` as compact JSON: a scaling with one digit changed would still
+    /// look like one. The session is compared with the role's own.
+    content_sha256: String,
     extra: Extra,
+}
+
+impl<Extra: Serialize> Manifest<Extra> {
+    fn digest(&self) -> serde_json::Result<String> {
+        let content = (&self.spnn, self.role, &self.tensors_sha256, &self.extra);
+        Ok(hex(&Sha256::digest(serde_json::to_string(&content)?)))
+    }
 }
 
 const TENSORS: &str = "model.safetensors";
@@ -73,14 +81,15 @@ impl<Extra: Serialize + DeserializeOwned> SavedModel<Extra> {
             })
             .collect::<Result<Vec<_>, ProtocolError>>()?;
         let bytes = safetensors::serialize(views, None).map_err(|e| storage(&e))?;
-        let manifest = Manifest {
+        let mut manifest = Manifest {
             spnn: env!("CARGO_PKG_VERSION").to_owned(),
             role,
             session: session.clone(),
             tensors_sha256: hex(&Sha256::digest(&bytes)),
-            extra_sha256: digest(&self.extra).map_err(|e| storage(&e))?,
+            content_sha256: String::new(),
             extra: &self.extra,
         };
+        manifest.content_sha256 = manifest.digest().map_err(|e| storage(&e))?;
         let text = serde_json::to_string_pretty(&manifest).map_err(|e| storage(&e))?;
         write_private(&file, &[&bytes])?;
         write_private(&directory.join(MANIFEST), &[text.as_bytes()])
@@ -102,7 +111,7 @@ impl<Extra: Serialize + DeserializeOwned> SavedModel<Extra> {
             let reason = format!("belongs to another session: {difference}");
             return Err(misfit(&manifest_file, &reason));
         }
-        if digest(&manifest.extra).map_err(|e| misfit(&manifest_file, &e))? != manifest.extra_sha256 {
+        if manifest.digest().map_err(|e| misfit(&manifest_file, &e))? != manifest.content_sha256 {
             return Err(misfit(&manifest_file, &"its content is not what was saved: damaged or edited"));
         }
         let bytes = std::fs::read(&tensors_file).map_err(|e| misfit(&tensors_file, &e))?;
@@ -144,8 +153,4 @@ impl<Extra: Serialize + DeserializeOwned> SavedModel<Extra> {
 
 fn misfit(file: &Path, reason: &dyn std::fmt::Display) -> ProtocolError {
     ProtocolError::SavedModel { file: PathBuf::from(file), reason: reason.to_string() }
-}
-
-fn digest<T: Serialize>(value: &T) -> serde_json::Result<String> {
-    Ok(hex(&Sha256::digest(serde_json::to_string(value)?)))
 }

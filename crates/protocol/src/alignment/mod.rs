@@ -91,7 +91,7 @@ impl AlignmentSpec {
     pub fn normalize<'a>(&self, id: &'a str) -> Cow<'a, str> {
         let part = |part: &'a str| {
             let mut part = Cow::Borrowed(if self.trim { part.trim() } else { part });
-            if self.ignore_case && part.chars().any(char::is_uppercase) {
+            if self.ignore_case && part.chars().any(|c| c.is_ascii_uppercase() || !c.is_ascii()) {
                 part = Cow::Owned(part.to_lowercase());
             }
             if self.unicode_nfc && !part.is_ascii() {

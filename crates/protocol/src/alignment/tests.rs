@@ -128,6 +128,8 @@ fn ids_are_compared_as_the_session_says() {
     assert_eq!(stage.check(stage.run()).len(), 3);
     let strict = AlignmentSpec { trim: false, ignore_case: false, unicode_nfc: false, ..AlignmentSpec::default() };
     assert_eq!(strict.normalize(" Caf\u{e9}"), " Caf\u{e9}");
+    // Title case is neither upper nor lower.
+    assert_eq!(AlignmentSpec { ignore_case: true, ..strict }.normalize("\u{1c5}1"), "\u{1c6}1");
     assert_ne!(strict.normalize("caf\u{e9}"), strict.normalize("cafe\u{301}"));
 }
 
