@@ -65,7 +65,7 @@ pub(crate) fn launch(launch: &Launch<'_>) -> Result<(), CliError> {
     let stop = &launch.stop;
     let result = start_all(launch, &mut processes, &mut lines)
         .and_then(|()| if launch.service.is_some() { say_where(launch, &mut processes) } else { Ok(()) })
-        .and_then(|()| watch(&mut processes, stop, launch.quiet));
+        .and_then(|()| watch(&mut processes, launch));
     // On any error: nothing this command started may outlive it.
     for process in processes.iter_mut().filter(|p| p.code.is_none()) {
         let _ = process.child.kill();
@@ -253,13 +253,13 @@ pub(super) fn watch_signals() -> Result<Arc<AtomicBool>, CliError> {
 
 /// Waits for all; once one has failed, the others have a while to end by themselves. When this process is asked to
 /// stop, so are they.
-fn watch(processes: &mut [Process], stop: &AtomicBool, quiet: bool) -> Result<(), CliError> {
+fn watch(processes: &mut [Process], launch: &Launch<'_>) -> Result<(), CliError> {
     let mut failed: Option<Instant> = None;
     let mut asked = false;
     loop {
-        if stop.load(Ordering::Relaxed) && !asked {
+        if launch.stop.load(Ordering::Relaxed) && !asked {
             asked = true;
-            if !quiet {
+            if !launch.quiet && launch.task == Task::Train {
                 say("asked to stop: every role finishes its batch and makes a checkpoint");
             }
             for process in processes.iter().filter(|p| p.code.is_none()) {

@@ -2,10 +2,9 @@
 
 use super::config::ServiceConfig;
 use super::launch::{Launch, launch, watch_signals};
-use super::simulate::say;
+use super::simulate::{of_run, say};
 use super::{CliError, RunRole, Serve, TaskName, role};
-use spnn::protocol::{SessionFile, Task};
-use spnn::sources::{sources, sources_in};
+use spnn::protocol::Task;
 use std::time::Duration;
 
 pub(crate) fn run(args: &Serve, log: &str) -> Result<(), CliError> {
@@ -19,18 +18,13 @@ pub(crate) fn run(args: &Serve, log: &str) -> Result<(), CliError> {
         let data = args.data.first().cloned();
         return role::any(&RunRole { config, task: TaskName::Serve, data, scores: None });
     };
-    let file = SessionFile::read(&run_dir.join("session.toml"))?;
-    let session = file.config()?;
-    let sources = match &args.data[..] {
-        [] => sources(&file.data, run_dir)?,
-        files => sources_in(&file.data, files)?,
-    };
+    let (session, sources) = of_run(run_dir, &args.data)?;
     launch(&Launch {
         run_dir,
         session: &session,
         sources: &sources,
         task: Task::Serve,
-        report: run_dir,
+        report: &run_dir.join("service"),
         scores: None,
         service: Some(ServiceConfig::at(args.listen)),
         log,

@@ -9,7 +9,7 @@ use spnn::party::PartyOptions;
 use spnn::party::data::DataSource;
 use spnn::pki::{self, Authority, Validity};
 use spnn::protocol::{
-    Checkpoints, FirstLayerKind, JoinOptions, Role, SessionFile, SessionOverrides, Task, write_durable,
+    Checkpoints, FirstLayerKind, JoinOptions, Role, SessionConfig, SessionFile, SessionOverrides, Task, write_durable,
 };
 use spnn::sources::{has_label, sources, sources_in, split_columns};
 use std::path::{Path, PathBuf};
@@ -161,14 +161,19 @@ fn resume(run_dir: &Path, checkpoint_every: Duration, log: &str) -> Result<(), C
     Ok(())
 }
 
-/// Evaluates or predicts with the roles and model parts of an earlier run.
-pub(crate) fn again(args: &Again, task: Task, log: &str) -> Result<(), CliError> {
-    let file = SessionFile::read(&args.run_dir.join("session.toml"))?;
-    let session = file.config()?;
-    let sources = match &args.data[..] {
-        [] => sources(&file.data, &args.run_dir)?,
+/// The session of an earlier run, and where each party's rows are: what it was trained on, or one of `data` each.
+pub(super) fn of_run(run_dir: &Path, data: &[PathBuf]) -> Result<(SessionConfig, Vec<DataSource>), CliError> {
+    let file = SessionFile::read(&run_dir.join("session.toml"))?;
+    let sources = match data {
+        [] => sources(&file.data, run_dir)?,
         files => sources_in(&file.data, files)?,
     };
+    Ok((file.config()?, sources))
+}
+
+/// Evaluates or predicts with the roles and model parts of an earlier run.
+pub(crate) fn again(args: &Again, task: Task, log: &str) -> Result<(), CliError> {
+    let (session, sources) = of_run(&args.run_dir, &args.data)?;
     if task == Task::Evaluate {
         let holder = &sources[usize::from(session.label_holder.0)];
         if !has_label(holder).map_err(spnn::sources::SourcesError::from)? {

@@ -71,8 +71,8 @@ pub(super) fn deadline(uri: &Uri, longest: Duration) -> Result<Duration, Refused
     let mut deadline = longest;
     for pair in pairs {
         let ms = pair.strip_prefix("deadline_ms=").and_then(|ms| ms.parse().ok());
-        let Some(ms) = ms else {
-            return Err(Refused::bad(format!("\"{pair}\" in the address; expected deadline_ms=N")));
+        let Some(ms) = ms.filter(|ms| *ms > 0) else {
+            return Err(Refused::bad(format!("\"{pair}\" in the address; expected deadline_ms=N, at least 1")));
         };
         deadline = longest.min(Duration::from_millis(ms));
     }

@@ -60,6 +60,7 @@ async fn what_is_wrong_with_a_request_is_named() {
         ("/v1/scores", JSON, r#"{"ids": [["a", " "]]}"#, 400, "ids[0] is empty"),
         ("/v1/scores", JSON, r#"{"ids": [["a", 1.5]]}"#, 400, "expected"),
         ("/v1/scores?deadline=5", JSON, IDS, 400, "deadline_ms"),
+        ("/v1/scores?deadline_ms=0", JSON, IDS, 400, "at least 1"),
         ("/v1/scores", JSON, r#"{"ids": [["a",1],["a",2],["a",3],["a",4]]}"#, 413, "at most 3"),
         ("/v1/scores", CSV, "company\nx\n", 400, "no column `year`"),
         ("/v1/scores", CSV, "company,year\nx,\n", 400, "line 2"),
@@ -75,7 +76,7 @@ async fn what_is_wrong_with_a_request_is_named() {
     let get = exchange(address, "GET /v1/scores HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
     assert!(get.starts_with("HTTP/1.1 405"), "{get}");
     let metrics = exchange(address, "GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
-    assert!(metrics.contains("spnn_requests_total{status=\"400\"} 10"), "{metrics}");
+    assert!(metrics.contains("spnn_requests_total{status=\"400\"} 11"), "{metrics}");
     assert!(metrics.contains("spnn_request_seconds_bucket{le=\"+Inf\"} 0"), "{metrics}");
 }
 
