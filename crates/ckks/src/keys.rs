@@ -19,14 +19,15 @@ pub struct SecretKey {
 
 /// Encrypts.
 pub struct PublicKey {
-    context: Arc<Context>,
+    pub(crate) context: Arc<Context>,
     /// −a·s + e over Q, transformed.
-    b: Vec<u64>,
-    seed: [u8; 32],
+    pub(crate) b: Vec<u64>,
+    /// Of a.
+    pub(crate) seed: [u8; 32],
 }
 
 /// Brings products back to two parts.
-pub struct RelinearizationKey(SwitchingKey);
+pub struct RelinearizationKey(pub(crate) SwitchingKey);
 
 /// Rotates slots by certain steps.
 pub struct RotationKeys {
@@ -37,8 +38,11 @@ pub struct RotationKeys {
 /// Turns what is encrypted under another secret s' into what is encrypted under s: for each digit, −a·s + e + P·s' in the
 /// digit's limbs and −a·s + e in all others, over all moduli.
 pub(crate) struct SwitchingKey {
-    context: Arc<Context>,
-    digits: Vec<[Vec<u64>; 2]>,
+    pub(crate) context: Arc<Context>,
+    /// Of all a.
+    pub(crate) seed: [u8; 32],
+    /// That sum, and a, of each digit.
+    pub(crate) digits: Vec<[Vec<u64>; 2]>,
 }
 
 /// Bits by which a released value's noise is larger than the error that it hides: what a stranger learns of the error from one
@@ -105,15 +109,13 @@ impl SecretKey {
     /// # Errors
     /// [`CkksError::NoKeySwitching`].
     pub fn rotation_keys(&self, steps: &[usize], rng: &mut SecretRng) -> Result<RotationKeys, CkksError> {
-        let (n, slots) = (self.context.n(), self.context.preset().slots());
-        let mut keys = BTreeMap::new();
+        let slots = self.context.preset().slots();
+        let mut keys = Vec::new();
         for steps in steps.iter().map(|s| s % slots).filter(|s| *s > 0) {
-            let power = (0..steps).fold(1, |power, _| power * 5 % (2 * n));
-            let places = automorphism(n, power);
-            let turned = Zeroizing::new(moved(&self.s, &places));
-            keys.insert(steps, (places, self.switching_key(&turned, rng)?));
+            let turned = Zeroizing::new(moved(&self.s, &rotation(&self.context, steps)));
+            keys.push((steps, self.switching_key(&turned, rng)?));
         }
-        Ok(RotationKeys { context: Arc::clone(&self.context), keys })
+        Ok(RotationKeys::of_keys(&self.context, keys))
     }
 
     fn switching_key(&self, from: &[u64], rng: &mut SecretRng) -> Result<SwitchingKey, CkksError> {
@@ -123,8 +125,7 @@ impl SecretKey {
         }
         let seed = rng.bytes32();
         let digit = |number: usize| {
-            let a = uniform(&seed, number as u64, context.moduli(), n);
-            let mut b = self.masked(&a, rng);
+            let mut b = self.masked(&uniform(&seed, number as u64, context.moduli(), n), rng);
             for limb in context.digit_limbs(number) {
                 let (q, p) = (context.moduli()[limb], context.special_product(limb));
                 let range = limb * n..(limb + 1) * n;
@@ -132,10 +133,10 @@ impl SecretKey {
                     *b = q.add(*b, q.mul(*s, p));
                 }
             }
-            [b, a]
+            b
         };
         let digits = (0..context.digit_count()).map(digit).collect();
-        Ok(SwitchingKey { context: Arc::clone(context), digits })
+        Ok(SwitchingKey::of_digits(context, seed, digits))
     }
 
     /// Decrypts for the holder's own eyes: the result holds the ciphertext's error, from which others could compute the key.
@@ -221,6 +222,20 @@ impl RelinearizationKey {
 }
 
 impl RotationKeys {
+    pub(crate) fn of_keys(context: &Arc<Context>, keys: Vec<(usize, SwitchingKey)>) -> Self {
+        let keys = keys.into_iter().map(|(steps, key)| (steps, (rotation(context, steps), key))).collect();
+        Self { context: Arc::clone(context), keys }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// In ascending order of steps.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &SwitchingKey)> {
+        self.keys.iter().map(|(steps, (_, key))| (*steps, key))
+    }
+
     pub(crate) fn context(&self) -> &Arc<Context> {
         &self.context
     }
@@ -232,10 +247,25 @@ impl RotationKeys {
 }
 
 impl SwitchingKey {
+    pub(crate) fn of_digits(context: &Arc<Context>, seed: [u8; 32], digits: Vec<Vec<u64>>) -> Self {
+        let with_uniform = |(number, b): (usize, Vec<u64>)| {
+            let a = uniform(&seed, number as u64, context.moduli(), context.n());
+            [b, a]
+        };
+        let digits = digits.into_iter().enumerate().map(with_uniform).collect();
+        Self { context: Arc::clone(context), seed, digits }
+    }
+
     pub(crate) fn digit(&self, digit: usize) -> (&[u64], &[u64]) {
         let [b, a] = &self.digits[digit];
         (b, a)
     }
+}
+
+/// Where a rotation by `steps` brings the values of a transform: X → X^(5^steps).
+fn rotation(context: &Context, steps: usize) -> Vec<usize> {
+    let power = (0..steps).fold(1, |power, _| power * 5 % (2 * context.n()));
+    automorphism(context.n(), power)
 }
 
 /// The polynomial whose limbs have at each place what `places` says.

@@ -25,6 +25,7 @@ mod ntt;
 mod plaintext;
 mod preset;
 mod sampling;
+mod wire;
 
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,7 @@ pub use keys::{PublicKey, RelinearizationKey, RotationKeys, SecretKey};
 pub use modulus::Modulus;
 pub use plaintext::Plaintext;
 pub use preset::Preset;
+pub use wire::WireError;
 
 use thiserror::Error;
 
