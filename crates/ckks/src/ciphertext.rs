@@ -117,7 +117,7 @@ impl Ciphertext {
         let n = self.context.n();
         for part in &mut result.parts {
             for (limb, q) in part.chunks_exact_mut(n).zip(self.context.limbs()) {
-                let factor = q.factor(q.reduce_signed(factor.into()));
+                let factor = q.factor(q.reduce_signed(factor));
                 limb.iter_mut().for_each(|x| *x = q.mul_factor(*x, factor));
             }
         }

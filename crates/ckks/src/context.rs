@@ -186,9 +186,8 @@ impl Context {
 
     /// Small whole numbers as the coefficients of a polynomial over the first `limbs` moduli, transformed.
     pub(crate) fn small(&self, coefficients: &[i64], limbs: usize) -> Vec<u64> {
-        let mut polynomial: Vec<u64> = (self.moduli[..limbs].iter())
-            .flat_map(|m| coefficients.iter().map(|c| m.reduce_signed((*c).into())))
-            .collect();
+        let mut polynomial: Vec<u64> =
+            (self.moduli[..limbs].iter()).flat_map(|m| coefficients.iter().map(|c| m.reduce_signed(*c))).collect();
         self.forward(&mut polynomial, 0);
         polynomial
     }
@@ -218,7 +217,7 @@ impl Context {
         for (j, limb) in polynomial.chunks_exact_mut(n).enumerate() {
             let (q, inverse) = (self.moduli[j], self.rescale[level][j]);
             for (r, x) in rest.iter_mut().zip(&last) {
-                *r = q.reduce_signed(q_last.centered(*x).into());
+                *r = q.reduce_signed(q_last.centered(*x));
             }
             self.tables[j].forward(&mut rest);
             for (x, r) in limb.iter_mut().zip(&rest) {
@@ -311,7 +310,7 @@ mod tests {
             let primes: Vec<Modulus> = ntt_primes(16, 40, 4, &mut Vec::new()).into_iter().map(Modulus::new).collect();
             let conversion = Conversion::new(&primes[..2], &primes[2..]);
             let residues = |moduli: &[Modulus]| -> Vec<u64> {
-                moduli.iter().flat_map(|m| [m.reduce_signed(x.into()), m.reduce_signed(small.into())]).collect()
+                moduli.iter().flat_map(|m| [m.reduce_signed(x), m.reduce_signed(small)]).collect()
             };
             prop_assert_eq!(conversion.convert(&residues(&primes[..2]), 2), residues(&primes[2..]));
         }

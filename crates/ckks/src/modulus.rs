@@ -8,6 +8,8 @@ pub struct Modulus {
     bits: u32,
     /// ⌊2^(2·bits) / q⌋.
     ratio: u64,
+    /// ⌊2^64 / q⌋.
+    reciprocal: u64,
 }
 
 /// A constant factor w modulo q with ⌊w·2^64 / q⌋ beside it: products by it need no division (Shoup).
@@ -28,7 +30,7 @@ impl Modulus {
         let bits = 64 - q.leading_zeros();
         assert!(q % 2 == 1 && (3..=Self::BITS_MAX).contains(&bits), "a modulus of {bits} bits");
         let ratio = ((1_u128 << (2 * bits)) / u128::from(q)) as u64;
-        Self { q, bits, ratio }
+        Self { q, bits, ratio, reciprocal: ((1_u128 << 64) / u128::from(q)) as u64 }
     }
 
     /// The prime.
@@ -73,13 +75,18 @@ impl Modulus {
     /// x mod q for any x.
     #[must_use]
     pub(crate) fn reduce(self, x: u64) -> u64 {
-        x % self.q
+        // A division would take longer for some secrets than for others. The estimate is at most one too small.
+        let quotient = ((u128::from(x) * u128::from(self.reciprocal)) >> 64) as u64;
+        let rest = x.wrapping_sub(quotient.wrapping_mul(self.q));
+        rest.min(rest.wrapping_sub(self.q))
     }
 
     /// x mod q for any whole number.
     #[must_use]
-    pub(crate) fn reduce_signed(self, x: i128) -> u64 {
-        x.rem_euclid(i128::from(self.q)) as u64
+    pub(crate) fn reduce_signed(self, x: i64) -> u64 {
+        let rest = self.reduce(x.unsigned_abs());
+        let is_negative = (x >> 63).cast_unsigned();
+        rest ^ (is_negative & (rest ^ self.sub(0, rest)))
     }
 
     /// a·b, for a, b < q.
@@ -132,9 +139,10 @@ impl Modulus {
     /// The representative of a in (−q/2, q/2].
     #[must_use]
     pub(crate) fn centered(self, a: u64) -> i64 {
-        let a = a.cast_signed();
-        let q = self.q.cast_signed();
-        if a > q / 2 { a - q } else { a }
+        let (a, q) = (a.cast_signed(), self.q.cast_signed());
+        // All ones above q/2.
+        let above = (q / 2 - a) >> 63;
+        a - (q & above)
     }
 }
 
@@ -210,8 +218,12 @@ mod tests {
             prop_assert_eq!(m.mul(q - 1, q - 1), 1);
             prop_assert_eq!(m.mul_factor(x, m.factor(a)), wide(u128::from(x) * u128::from(a)));
             prop_assert!(m.mul_lazy(x, m.factor(a)) < 2 * q);
-            prop_assert_eq!(m.reduce_signed(-i128::from(a)), m.sub(0, a));
-            prop_assert_eq!(m.reduce_signed(m.centered(a).into()), a);
+            prop_assert_eq!(m.reduce(x), x % q);
+            for x in [x.cast_signed(), i64::MIN, i64::MAX, 0, -1, q.cast_signed(), -q.cast_signed()] {
+                prop_assert_eq!(m.reduce_signed(x), i128::from(x).rem_euclid(q.into()) as u64);
+            }
+            prop_assert_eq!(m.reduce_signed(m.centered(a)), a);
+            prop_assert!(m.centered(a).unsigned_abs() <= q / 2);
             if a > 0 {
                 prop_assert_eq!(m.mul(a, m.inverse(a)), 1);
             }
