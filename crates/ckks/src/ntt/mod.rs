@@ -1,20 +1,20 @@
 //! The negacyclic number-theoretic transform: products in Z_q[X]/(X^n + 1) become point-wise.
 //!
 //! With ψ a primitive 2n-th root of one, place p of a transform holds the value of the polynomial at ψ^(2·r(p) + 1), where
-//! r reverses the bits of p. Butterflies by Harvey (arXiv 1205.2926) with the powers of ψ merged in (Longa, Naehrig,
-//! ePrint 2016/504): values stay below 4q on the way there and below 2q on the way back, and are reduced once at the end.
+//! r reverses the bits of p. The powers of ψ are merged into the butterflies (Longa, Naehrig, ePrint 2016/504). There are two
+//! ways to compute it, which give the same residues below q: [`integer`] anywhere, [`float`] where that is faster.
 
-use crate::modulus::{Factor, Modulus};
+mod float;
+mod integer;
+
+use crate::modulus::Modulus;
 
 /// What transforms modulo one prime need.
 pub(crate) struct NttTable {
-    modulus: Modulus,
-    /// ψ^r(i), for i < n.
-    roots: Vec<Factor>,
-    /// ψ^−r(i), for i < n.
-    inverse_roots: Vec<Factor>,
-    /// 1/n.
-    n_inverse: Factor,
+    n: usize,
+    integer: integer::Table,
+    /// The same results in less time, where the processor can.
+    float: Option<float::Table>,
 }
 
 impl NttTable {
@@ -24,66 +24,38 @@ impl NttTable {
         let q = modulus.value();
         assert!(n.is_power_of_two() && (q - 1).is_multiple_of(2 * n as u64), "{q} has no transform of {n}");
         let psi = primitive_root(modulus, 2 * n as u64);
-        let of = |root: u64| {
+        let of = |root: u64| -> Vec<u64> {
             let mut powers = vec![1; n];
             for i in 1..n {
                 powers[i] = modulus.mul(powers[i - 1], root);
             }
-            (0..n).map(|i| modulus.factor(powers[reversed(i, n)])).collect()
+            (0..n).map(|i| powers[reversed(i, n)]).collect()
         };
+        let (roots, inverse_roots) = (of(psi), of(modulus.inverse(psi)));
+        let n_inverse = modulus.inverse(n as u64);
+        let is_float = float::is_fast() && modulus.bits() <= float::BITS_MAX;
         Self {
-            modulus,
-            roots: of(psi),
-            inverse_roots: of(modulus.inverse(psi)),
-            n_inverse: modulus.factor(modulus.inverse(n as u64)),
+            n,
+            integer: integer::Table::new(modulus, &roots, &inverse_roots, n_inverse),
+            float: is_float.then(|| float::Table::new(modulus, &roots, &inverse_roots, n_inverse)),
         }
     }
 
     /// Transforms coefficients below q in place.
     pub(crate) fn forward(&self, a: &mut [u64]) {
-        let (m, n) = (self.modulus, a.len());
-        assert_eq!(n, self.roots.len());
-        let two_q = 2 * m.value();
-        let (mut half, mut blocks) = (n / 2, 1);
-        while blocks < n {
-            for (block, root) in a.chunks_exact_mut(2 * half).zip(&self.roots[blocks..]) {
-                let (low, high) = block.split_at_mut(half);
-                for (x, y) in low.iter_mut().zip(high) {
-                    // Below 4q; then below 2q.
-                    let u = (*x).min(x.wrapping_sub(two_q));
-                    let v = m.mul_lazy(*y, *root);
-                    (*x, *y) = (u + v, u + two_q - v);
-                }
-            }
-            blocks *= 2;
-            half /= 2;
-        }
-        for x in a {
-            let below = (*x).min(x.wrapping_sub(two_q));
-            *x = below.min(below.wrapping_sub(m.value()));
+        assert_eq!(a.len(), self.n);
+        match &self.float {
+            Some(float) => float.forward(a),
+            None => self.integer.forward(a),
         }
     }
 
     /// The way back: coefficients below q.
     pub(crate) fn backward(&self, a: &mut [u64]) {
-        let (m, n) = (self.modulus, a.len());
-        assert_eq!(n, self.roots.len());
-        let two_q = 2 * m.value();
-        let (mut half, mut blocks) = (1, n / 2);
-        while blocks > 0 {
-            for (block, root) in a.chunks_exact_mut(2 * half).zip(&self.inverse_roots[blocks..]) {
-                let (low, high) = block.split_at_mut(half);
-                for (x, y) in low.iter_mut().zip(high) {
-                    let (u, v) = (*x, *y);
-                    let sum = u + v;
-                    (*x, *y) = (sum.min(sum.wrapping_sub(two_q)), m.mul_lazy(u + two_q - v, *root));
-                }
-            }
-            blocks /= 2;
-            half *= 2;
-        }
-        for x in a {
-            *x = m.mul_factor(*x, self.n_inverse);
+        assert_eq!(a.len(), self.n);
+        match &self.float {
+            Some(float) => float.backward(a),
+            None => self.integer.backward(a),
         }
     }
 }
@@ -143,6 +115,18 @@ mod tests {
                 (0..n as u64).map(|i| m.reduce((seed ^ salt).wrapping_mul(i * 2 + 1).rotate_left(29) ^ (seed << 7))).collect()
             };
             let (mut a, mut b) = (draw(1), draw(0x9e37_79b9_7f4a_7c15));
+            let of_integers = |a: &[u64], there: bool| {
+                let mut a = a.to_vec();
+                if there { table.integer.forward(&mut a) } else { table.integer.backward(&mut a) }
+                a
+            };
+            for a in [&a, &b, &vec![0; n], &vec![m.value() - 1; n], &vec![m.value() / 2; n], &vec![m.value() / 2 + 1; n]] {
+                let (mut there, mut back) = (a.clone(), a.clone());
+                table.forward(&mut there);
+                prop_assert_eq!(there, of_integers(a, true));
+                table.backward(&mut back);
+                prop_assert_eq!(back, of_integers(a, false));
+            }
             let expected = school(m, &a, &b);
             let before = a.clone();
             table.forward(&mut a);
@@ -158,12 +142,22 @@ mod tests {
 
     #[test]
     fn the_largest_values_do_not_overflow() {
-        let (m, table) = table(1024, 51);
-        let mut a = vec![m.value() - 1; 1024];
-        let before = a.clone();
-        table.forward(&mut a);
-        table.backward(&mut a);
-        assert_eq!(a, before);
+        for bits in [50, 51] {
+            let (m, table) = table(32_768, bits);
+            // All the same, and of alternating size, which adds up in some place.
+            for step in [1, 2, 3] {
+                let mut a: Vec<u64> = (0..32_768_u64)
+                    .map(|i| if i.is_multiple_of(step) { m.value() - 1 } else { m.value() / 2 })
+                    .collect();
+                let before = a.clone();
+                let mut of_integers = a.clone();
+                table.forward(&mut a);
+                table.integer.forward(&mut of_integers);
+                assert_eq!(a, of_integers);
+                table.backward(&mut a);
+                assert_eq!(a, before);
+            }
+        }
     }
 
     #[test]
