@@ -48,8 +48,8 @@ struct Target {
     modulus: Modulus,
     /// M/p modulo this one, for each p.
     factors: Vec<Factor>,
-    /// M modulo this one.
-    product: u64,
+    /// −v·M modulo this one, for each v that there can be.
+    corrections: Vec<u64>,
 }
 
 impl Conversion {
@@ -59,10 +59,13 @@ impl Conversion {
             others.fold(1, |product, (_, p)| modulus.mul(product, modulus.reduce(p.value())))
         };
         let inverse = |(i, p): (usize, &Modulus)| p.factor(p.inverse(without(i, *p)));
-        let target = |modulus: &Modulus| Target {
-            modulus: *modulus,
-            factors: (0..from.len()).map(|i| modulus.factor(without(i, *modulus))).collect(),
-            product: without(usize::MAX, *modulus),
+        let target = |modulus: &Modulus| {
+            let product = without(usize::MAX, *modulus);
+            Target {
+                modulus: *modulus,
+                factors: (0..from.len()).map(|i| modulus.factor(without(i, *modulus))).collect(),
+                corrections: (0..=from.len() as u64).map(|v| modulus.sub(0, modulus.mul(v, product))).collect(),
+            }
         };
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let share = |p: &Modulus| 1.0 / p.value() as f64;
@@ -91,14 +94,17 @@ impl Conversion {
             }
         }
         let mut converted = Vec::with_capacity(self.to.len() * n);
-        for Target { modulus, factors, product } in &self.to {
-            converted.extend((0..n).map(|c| {
-                // Below 2q each, and fewer than 2^12 of them.
-                let sum: u64 = factors.iter().enumerate().map(|(i, f)| modulus.mul_lazy(parts[i * n + c], *f)).sum();
-                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to the number of limbs")]
-                let v = overflow[c].round() as u64;
-                modulus.sub(modulus.reduce(sum), modulus.mul(modulus.reduce(v), *product))
-            }));
+        for Target { modulus, factors, corrections } in &self.to {
+            let start = converted.len();
+            // Half and more counts as one.
+            converted.extend(overflow.iter().map(|v| corrections[(v + 0.5) as usize]));
+            for (factor, parts) in factors.iter().zip(parts.chunks_exact(n)) {
+                for (sum, y) in converted[start..].iter_mut().zip(parts) {
+                    // Below 2q each, and fewer than 2^12 of them.
+                    *sum += modulus.mul_lazy(*y, *factor);
+                }
+            }
+            converted[start..].iter_mut().for_each(|sum| *sum = modulus.reduce(*sum));
         }
         converted
     }
@@ -239,7 +245,7 @@ impl Context {
         let places: Vec<usize> = (0..limbs).chain(all..all + specials).collect();
         let mut coefficients = d.to_vec();
         self.backward(&mut coefficients, 0);
-        let mut sums = [vec![0; places.len() * n], vec![0; places.len() * n]];
+        let mut sums = [vec![0_u128; places.len() * n], vec![0; places.len() * n]];
         for (number, digit) in self.digits[limbs - 1].iter().enumerate() {
             let own = digit.limbs.start * n..digit.limbs.end * n;
             let mut others = digit.conversion.convert(&coefficients[own.clone()], n).into_iter();
@@ -254,16 +260,22 @@ impl Context {
                     self.tables[*place].forward(&mut extended);
                     &extended[..]
                 };
-                let q = self.moduli[*place];
                 for (sum, key) in sums.iter_mut().zip([keys.0, keys.1]) {
                     let key = &key[place * n..(place + 1) * n];
                     for ((s, x), k) in sum[at * n..(at + 1) * n].iter_mut().zip(digit_limb).zip(key) {
-                        *s = q.add(*s, q.mul(*x, *k));
+                        // No preset has more than eight digits.
+                        *s += u128::from(*x) * u128::from(*k);
                     }
                 }
             }
         }
-        sums.map(|sum| self.divide_by_special(sum, limbs))
+        sums.map(|sum| {
+            let limb = |(sum, place): (&[u128], &usize)| {
+                let q = self.moduli[*place];
+                sum.iter().map(|s| q.reduce_sum(*s)).collect::<Vec<u64>>()
+            };
+            self.divide_by_special(sum.chunks_exact(n).zip(&places).flat_map(limb).collect(), limbs)
+        })
     }
 
     /// Divides by P, rounding to the nearest, and drops its limbs.

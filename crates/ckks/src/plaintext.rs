@@ -61,15 +61,15 @@ impl Plaintext {
         let mut coefficients = self.polynomial[..limbs * n].to_vec();
         self.context.backward(&mut coefficients, 0);
         let q = self.context.limbs();
+        let inverse = q.get(1).map_or(0, |q1| q1.inverse(q1.reduce(q[0].value())));
+        let product = q.get(1).map_or(0, |q1| i128::from(q[0].value()) * i128::from(q1.value()));
         let number = |i: usize| -> f64 {
             if limbs == 1 {
                 return q[0].centered(coefficients[i]) as f64;
             }
             // x = x_0 + q_0·((x_1 − x_0)/q_0 mod q_1), then the representative around 0.
             let (x0, x1) = (coefficients[i], coefficients[n + i]);
-            let inverse = q[1].inverse(q[1].reduce(q[0].value()));
             let quotient = q[1].mul(q[1].sub(x1, q[1].reduce(x0)), inverse);
-            let product = i128::from(q[0].value()) * i128::from(q[1].value());
             let x = i128::from(x0) + i128::from(q[0].value()) * i128::from(quotient);
             (if x > product / 2 { x - product } else { x }) as f64
         };

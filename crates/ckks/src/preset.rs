@@ -137,6 +137,7 @@ mod tests {
         for preset in Preset::ALL.into_iter().filter(|p| p.limbs_per_digit > 0) {
             let special: u32 = preset.special_bits.iter().sum();
             let digits = preset.limb_bits.chunks(preset.limbs_per_digit);
+            assert!(digits.len() <= 8, "{preset:?}");
             assert!(digits.map(|d| d.iter().sum::<u32>()).all(|digit| digit <= special + 2), "{preset:?}");
         }
     }
