@@ -1,0 +1,251 @@
+//! What is computed on: sums, products, rescaling, rotation.
+
+use crate::keys::{RelinearizationKey, RotationKeys};
+use crate::sampling::uniform;
+use crate::{CkksError, Context, Plaintext};
+use std::sync::Arc;
+
+/// Encrypted slots: c_0 + c_1·s + c_2·s² + … decrypts.
+#[derive(Clone)]
+pub struct Ciphertext {
+    pub(crate) context: Arc<Context>,
+    /// Transformed polynomials, limb after limb; at least two.
+    pub(crate) parts: Vec<Vec<u64>>,
+    pub(crate) level: usize,
+    pub(crate) scale: f64,
+}
+
+/// A ciphertext as the holder of the secret key makes it: its second part is a seed, which halves what is sent.
+#[derive(Clone)]
+pub struct FreshCiphertext {
+    pub(crate) context: Arc<Context>,
+    pub(crate) c0: Vec<u64>,
+    pub(crate) seed: [u8; 32],
+    pub(crate) level: usize,
+    pub(crate) scale: f64,
+}
+
+/// Scales may differ by so much, relative to each other, and are the same: less than any error of a ciphertext.
+const SCALE_TOLERANCE: f64 = 1e-10;
+
+impl FreshCiphertext {
+    /// The same with both parts.
+    #[must_use]
+    pub fn expand(&self) -> Ciphertext {
+        let Self { context, c0, seed, level, scale } = self;
+        let c1 = uniform(seed, 0, &context.limbs()[..=*level], context.n());
+        Ciphertext { context: Arc::clone(context), parts: vec![c0.clone(), c1], level: *level, scale: *scale }
+    }
+}
+
+impl Ciphertext {
+    /// How often it can still be rescaled.
+    #[must_use]
+    pub fn level(&self) -> usize {
+        self.level
+    }
+
+    /// What the slots are multiplied by.
+    #[must_use]
+    pub fn scale(&self) -> f64 {
+        self.scale
+    }
+
+    /// Number of polynomials.
+    #[must_use]
+    pub fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// Slot by slot.
+    ///
+    /// # Errors
+    /// [`CkksError::Level`], [`CkksError::Scales`], [`CkksError::Contexts`].
+    pub fn add(&self, other: &Self) -> Result<Self, CkksError> {
+        self.combine(other, |context, x, y| each(context, x, y, crate::Modulus::add))
+    }
+
+    /// Slot by slot.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    pub fn sub(&self, other: &Self) -> Result<Self, CkksError> {
+        self.combine(other, |context, x, y| each(context, x, y, crate::Modulus::sub))
+    }
+
+    fn combine(&self, other: &Self, both: impl Fn(&Context, &mut [u64], &[u64])) -> Result<Self, CkksError> {
+        self.fits(&other.context, other.level)?;
+        self.has_scale(other.scale)?;
+        let mut result = self.clone();
+        result.parts.resize(self.parts.len().max(other.parts.len()), vec![0; self.parts[0].len()]);
+        for (x, y) in result.parts.iter_mut().zip(&other.parts) {
+            both(&self.context, x, y);
+        }
+        Ok(result)
+    }
+
+    /// Slot by slot.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    pub fn add_plain(&self, plain: &Plaintext) -> Result<Self, CkksError> {
+        self.fits(&plain.context, plain.level)?;
+        self.has_scale(plain.scale)?;
+        let mut result = self.clone();
+        each(&self.context, &mut result.parts[0], &plain.polynomial, crate::Modulus::add);
+        Ok(result)
+    }
+
+    /// Slot by slot; the scales are multiplied.
+    ///
+    /// # Errors
+    /// [`CkksError::Level`], [`CkksError::Scale`], [`CkksError::Contexts`].
+    pub fn mul_plain(&self, plain: &Plaintext) -> Result<Self, CkksError> {
+        self.fits(&plain.context, plain.level)?;
+        let mut result = self.clone();
+        result.scale = self.scale_of_product(plain.scale)?;
+        for part in &mut result.parts {
+            each(&self.context, part, &plain.polynomial, crate::Modulus::mul);
+        }
+        Ok(result)
+    }
+
+    /// All slots by one whole number; scale and level stay.
+    #[must_use]
+    pub fn mul_integer(&self, factor: i64) -> Self {
+        let mut result = self.clone();
+        let n = self.context.n();
+        for part in &mut result.parts {
+            for (limb, q) in part.chunks_exact_mut(n).zip(self.context.limbs()) {
+                let factor = q.factor(q.reduce_signed(factor));
+                limb.iter_mut().for_each(|x| *x = q.mul_factor(*x, factor));
+            }
+        }
+        result
+    }
+
+    /// Slot by slot; the scales are multiplied. Of ciphertexts with a and b parts, the product has a + b − 1: it can be
+    /// used as it is, or [relinearized](Self::relinearize).
+    ///
+    /// # Errors
+    /// [`CkksError::Level`], [`CkksError::Scale`], [`CkksError::Contexts`].
+    pub fn mul(&self, other: &Self) -> Result<Self, CkksError> {
+        self.fits(&other.context, other.level)?;
+        let scale = self.scale_of_product(other.scale)?;
+        let (n, limbs) = (self.context.n(), self.context.limbs());
+        let mut parts = vec![vec![0; self.parts[0].len()]; self.parts.len() + other.parts.len() - 1];
+        for (i, x) in self.parts.iter().enumerate() {
+            for (j, y) in other.parts.iter().enumerate() {
+                let sums = parts[i + j].chunks_exact_mut(n);
+                for (((sum, x), y), q) in sums.zip(x.chunks_exact(n)).zip(y.chunks_exact(n)).zip(limbs) {
+                    for ((s, x), y) in sum.iter_mut().zip(x).zip(y) {
+                        *s = q.add(*s, q.mul(*x, *y));
+                    }
+                }
+            }
+        }
+        Ok(Self { context: Arc::clone(&self.context), parts, level: self.level, scale })
+    }
+
+    /// Three parts back to two.
+    ///
+    /// # Errors
+    /// [`CkksError::Parts`] if there are not three; [`CkksError::Contexts`].
+    pub fn relinearize(&self, key: &RelinearizationKey) -> Result<Self, CkksError> {
+        self.is_of(key.context())?;
+        let [c0, c1, c2] = &self.parts[..] else {
+            return Err(CkksError::Parts { expected: "3", found: self.parts.len() });
+        };
+        let [mut k0, mut k1] = self.context.switch(c2, |digit| key.digit(digit));
+        each(&self.context, &mut k0, c0, crate::Modulus::add);
+        each(&self.context, &mut k1, c1, crate::Modulus::add);
+        Ok(Self { parts: vec![k0, k1], ..self.clone() })
+    }
+
+    /// Divides scale and ciphertext by the last prime, rounding, and takes a level away. A slot is off by at most about
+    /// n/scale afterwards.
+    ///
+    /// # Errors
+    /// [`CkksError::Depth`] at level 0.
+    pub fn rescale(&self) -> Result<Self, CkksError> {
+        let Some(level) = self.level.checked_sub(1) else { return Err(CkksError::Depth) };
+        let mut result = self.clone();
+        result.parts.iter_mut().for_each(|part| self.context.rescale(part));
+        #[expect(clippy::cast_precision_loss, reason = "below 2^51, exact")]
+        let prime = self.context.limbs()[self.level].value() as f64;
+        (result.level, result.scale) = (level, self.scale / prime);
+        Ok(result)
+    }
+
+    /// The same at a lower level, to go with another one.
+    ///
+    /// # Errors
+    /// [`CkksError::Level`] if it is below `level` already.
+    pub fn at_level(&self, level: usize) -> Result<Self, CkksError> {
+        if level > self.level {
+            return Err(CkksError::Level { expected: level, found: self.level });
+        }
+        let mut result = self.clone();
+        result.parts.iter_mut().for_each(|part| part.truncate((level + 1) * self.context.n()));
+        result.level = level;
+        Ok(result)
+    }
+
+    /// Slot j of the result is slot j + `steps`, around the end.
+    ///
+    /// # Errors
+    /// [`CkksError::NoRotation`] if the keys have none for it; [`CkksError::Parts`] if there are not two;
+    /// [`CkksError::Contexts`].
+    pub fn rotate(&self, steps: usize, keys: &RotationKeys) -> Result<Self, CkksError> {
+        self.is_of(keys.context())?;
+        let [c0, c1] = &self.parts[..] else {
+            return Err(CkksError::Parts { expected: "2", found: self.parts.len() });
+        };
+        let steps = steps % self.context.preset().slots();
+        if steps == 0 {
+            return Ok(self.clone());
+        }
+        let (places, key) = keys.of(steps).ok_or(CkksError::NoRotation { steps })?;
+        let turn = |part: &[u64]| crate::keys::moved(part, places);
+        let [mut k0, k1] = self.context.switch(&turn(c1), |digit| key.digit(digit));
+        each(&self.context, &mut k0, &turn(c0), crate::Modulus::add);
+        Ok(Self { parts: vec![k0, k1], ..self.clone() })
+    }
+
+    pub(crate) fn is_of(&self, context: &Arc<Context>) -> Result<(), CkksError> {
+        if Arc::ptr_eq(&self.context, context) || self.context.preset() == context.preset() {
+            return Ok(());
+        }
+        Err(CkksError::Contexts)
+    }
+
+    fn fits(&self, context: &Arc<Context>, level: usize) -> Result<(), CkksError> {
+        self.is_of(context)?;
+        if level == self.level { Ok(()) } else { Err(CkksError::Level { expected: self.level, found: level }) }
+    }
+
+    fn has_scale(&self, scale: f64) -> Result<(), CkksError> {
+        if (self.scale / scale - 1.0).abs() <= SCALE_TOLERANCE {
+            return Ok(());
+        }
+        Err(CkksError::Scales { left: self.scale.log2(), right: scale.log2() })
+    }
+
+    fn scale_of_product(&self, other: f64) -> Result<f64, CkksError> {
+        let scale = self.scale * other;
+        if scale.log2() < self.context.log2_modulus(self.level) - 1.0 {
+            return Ok(scale);
+        }
+        Err(CkksError::Scale { scale_log2: scale.log2(), level: self.level })
+    }
+}
+
+/// Limb by limb and place by place.
+pub(crate) fn each(context: &Context, x: &mut [u64], y: &[u64], op: impl Fn(crate::Modulus, u64, u64) -> u64) {
+    let n = context.n();
+    for ((x, y), q) in x.chunks_exact_mut(n).zip(y.chunks_exact(n)).zip(context.moduli()) {
+        for (x, y) in x.iter_mut().zip(y) {
+            *x = op(*q, *x, *y);
+        }
+    }
+}
