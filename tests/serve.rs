@@ -58,7 +58,7 @@ fn request(stage: &Stage, head: &str, body: &[u8]) -> (u16, Vec<u8>) {
     let address = fs::read_to_string(stage.path("party-0/service")).unwrap();
     let Ok(mut stream) = TcpStream::connect(address) else { return (0, Vec::new()) };
     let length = body.len();
-    write!(stream, "{head}Host: spnn\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n").unwrap();
+    write!(stream, "{head}Host: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n").unwrap();
     stream.write_all(body).unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
@@ -250,7 +250,7 @@ fn a_simulation_can_be_asked() {
         let mut stream = TcpStream::connect(&url).unwrap();
         write!(
             stream,
-            "POST /v1/scores HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: text/csv\r\nContent-Length: {}\r\n\r\n{body}",
+            "POST /v1/scores HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: text/csv\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         )
         .unwrap();

@@ -23,6 +23,7 @@ use sha2::{Digest, Sha256};
 use spnn_party::data::Columns;
 use spnn_party::serve::{NoAnswer, Questions, Scores};
 use spnn_protocol::Activity;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -66,13 +67,14 @@ const BODIES_MAX: usize = 16;
 /// A client that has nothing to ask for so long is let go; it may come again.
 const LIMITS: Limits = Limits { connections: 256, idle: Duration::from_secs(60), connection: None };
 /// What a request may be answered with.
-const STATUSES: [StatusCode; 8] = [
+const STATUSES: [StatusCode; 9] = [
     StatusCode::OK,
     StatusCode::BAD_REQUEST,
     StatusCode::UNAUTHORIZED,
     StatusCode::NOT_ACCEPTABLE,
     StatusCode::PAYLOAD_TOO_LARGE,
     StatusCode::UNSUPPORTED_MEDIA_TYPE,
+    StatusCode::MISDIRECTED_REQUEST,
     StatusCode::SERVICE_UNAVAILABLE,
     StatusCode::GATEWAY_TIMEOUT,
 ];
@@ -199,6 +201,7 @@ impl Shared {
     /// What can be said of a request from its head: its format, that of its answer, and how long it waits.
     fn check(&self, head: &Parts) -> Result<(Format, Format, Duration), Refused> {
         self.check_token(&head.headers)?;
+        self.check_host(&head.headers)?;
         let format = Format::of_request(&head.headers)?;
         let wanted = Format::of_answer(&head.headers, format)?;
         let longest = request::deadline(&head.uri, self.service.deadline)?;
@@ -208,6 +211,21 @@ impl Shared {
             return Err(Refused::unavailable(&format!("{}: {reason}", now.activity.name())));
         }
         Ok((format, wanted, longest))
+    }
+
+    /// Without a token, only whoever calls this machine by a name of its own is answered: a page in a browser, whose name
+    /// was made to lead here, cannot ask.
+    fn check_host(&self, headers: &HeaderMap) -> Result<(), Refused> {
+        let host = headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
+        let is_address = |host: &str| host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        let is_here = match host.parse::<SocketAddr>() {
+            Ok(address) => address.ip().is_loopback(),
+            Err(_) => {
+                let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+                name.eq_ignore_ascii_case("localhost") || is_address(host)
+            }
+        };
+        if self.service.token.is_some() || is_here { Ok(()) } else { Err(Refused::misdirected(host)) }
     }
 
     fn check_token(&self, headers: &HeaderMap) -> Result<(), Refused> {

@@ -257,6 +257,11 @@ impl Refused {
         Self { status: StatusCode::UNAUTHORIZED, message }
     }
 
+    pub(super) fn misdirected(host: &str) -> Self {
+        let message = format!("Host is \"{host}\"; without a token, only this machine's own address may be asked");
+        Self { status: StatusCode::MISDIRECTED_REQUEST, message }
+    }
+
     pub(super) fn unavailable(reason: &str) -> Self {
         Self { status: StatusCode::SERVICE_UNAVAILABLE, message: reason.into() }
     }

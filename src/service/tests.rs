@@ -1,6 +1,5 @@
 use super::*;
 use spnn_protocol::{Monitor, ProtocolError, Role, Step};
-use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -35,8 +34,9 @@ async fn exchange(address: SocketAddr, request: &str) -> String {
 
 async fn ask(address: SocketAddr, path: &str, headers: &str, body: &str) -> String {
     let length = body.len();
-    let head =
-        format!("POST {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n");
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: 127.0.0.1:80\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n"
+    );
     exchange(address, &format!("{head}{body}")).await
 }
 
@@ -73,11 +73,38 @@ async fn what_is_wrong_with_a_request_is_named() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{path} {headers} {body}\n{answer}");
         assert!(answer.contains(named), "'{named}' is not in\n{answer}");
     }
-    let get = exchange(address, "GET /v1/scores HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    let get = exchange(address, "GET /v1/scores HTTP/1.1\r\nHost: 127.0.0.1:80\r\nConnection: close\r\n\r\n").await;
     assert!(get.starts_with("HTTP/1.1 405"), "{get}");
-    let metrics = exchange(address, "GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    let metrics = exchange(address, "GET /metrics HTTP/1.1\r\nHost: 127.0.0.1:80\r\nConnection: close\r\n\r\n").await;
     assert!(metrics.contains("spnn_requests_total{status=\"400\"} 11"), "{metrics}");
     assert!(metrics.contains("spnn_request_seconds_bucket{le=\"+Inf\"} 0"), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_name_that_was_made_to_lead_here_is_not_answered() {
+    let (address, monitor) = unanswered(None).await;
+    monitor.running(1);
+    let asked = async |host: &str| {
+        let length = IDS.len();
+        let head = format!("POST /v1/scores?deadline_ms=5 HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
+        exchange(address, &format!("{head}{JSON}Content-Length: {length}\r\n\r\n{IDS}")).await
+    };
+    for host in ["evil.example", "evil.example:8080", "192.168.1.7:8080", "localhost.evil.example"] {
+        let answer = asked(host).await;
+        assert!(answer.starts_with("HTTP/1.1 421") && answer.contains(host), "{host}: {answer}");
+    }
+    for host in ["127.0.0.1", "127.0.0.1:8080", "[::1]:8080", "localhost", "LOCALHOST:8080"] {
+        let answer = asked(host).await;
+        // Nobody answers here: too late, or too many wait.
+        assert!(answer.starts_with("HTTP/1.1 50"), "{host}: {answer}");
+    }
+    let (address, monitor) = unanswered(Some("secret")).await;
+    monitor.running(1);
+    let head = format!("{JSON}Authorization: Bearer secret\r\nHost: scores.example\r\n");
+    let length = IDS.len();
+    let request =
+        format!("POST /v1/scores HTTP/1.1\r\n{head}Connection: close\r\nContent-Length: {length}\r\n\r\n{IDS}");
+    assert!(exchange(address, &request).await.starts_with("HTTP/1.1 504"));
 }
 
 #[tokio::test]

@@ -166,6 +166,7 @@ impl Party<'_> {
                     query = self.network.recv::<Query>(holder, step) => query?,
                 };
                 self.check_query(holder, &query)?;
+                self.count_releases(&query.rows)?;
                 self.contribute(first_layer, step, &query.rows).await?;
             }
             Ok(())
@@ -196,7 +197,6 @@ impl Party<'_> {
         step: Step,
         rows: &[u32],
     ) -> Result<(), ProtocolError> {
-        self.count_releases(rows)?;
         first_layer.prepare(step, rows);
         let Self { network, gathered, weights, data, .. } = self;
         gathered.gather(data, rows)?;
@@ -305,6 +305,8 @@ impl Party<'_> {
         for (at, rows) in rows.chunks(Query::ROWS_MAX).enumerate() {
             let step = Step::of_query(*number);
             *number += 1;
+            // First here: if this role dies now, it never let the others count what it has not.
+            self.count_releases(rows)?;
             let query = Query { rows: rows.to_vec() };
             for party in self.session.party_roles().filter(|&p| p != me) {
                 self.network.send(party, step, &query).await?;
