@@ -4,7 +4,7 @@ use crate::{CkksError, Context};
 use num_complex::Complex64;
 use std::fmt;
 use std::sync::Arc;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 /// Real numbers in the slots of a polynomial; cleared on drop.
 pub struct Plaintext {
@@ -47,8 +47,9 @@ impl Plaintext {
         };
         let real = packed.iter().map(|c| c.re);
         let coefficients = real.chain(packed.iter().map(|c| c.im)).map(round).collect::<Result<Vec<i64>, _>>()?;
+        let coefficients = Zeroizing::new(coefficients);
         let polynomial = context.small(&coefficients, level + 1);
-        packed.iter_mut().for_each(|c| *c = Complex64::default());
+        clear(&mut packed);
         Ok(Self { context: Arc::clone(context), polynomial, level, scale })
     }
 
@@ -77,7 +78,9 @@ impl Plaintext {
             (0..slots).map(|i| Complex64::new(number(i), number(i + slots)) / self.scale).collect();
         coefficients.zeroize();
         self.context.embedding.values(&mut packed);
-        packed.iter().map(|c| c.re).collect()
+        let values = packed.iter().map(|c| c.re).collect();
+        clear(&mut packed);
+        values
     }
 
     /// How often it can still be rescaled.
@@ -90,6 +93,13 @@ impl Plaintext {
     #[must_use]
     pub fn scale(&self) -> f64 {
         self.scale
+    }
+}
+
+fn clear(values: &mut [Complex64]) {
+    for value in values {
+        value.re.zeroize();
+        value.im.zeroize();
     }
 }
 

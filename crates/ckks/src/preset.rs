@@ -17,8 +17,8 @@ pub struct Preset {
 }
 
 /// The largest log2(Q·P) of each dimension for 128-bit security against classical attacks with a ternary secret
-/// (Homomorphic Encryption Standard, 2018, Table 1, extended to 65,536 as in `docs/decisions`).
-const LOG_MODULUS_MAX: [(usize, u32); 5] = [(4096, 109), (8192, 218), (16_384, 438), (32_768, 881), (65_536, 1747)];
+/// (Homomorphic Encryption Standard, 2018, Table 1).
+const LOG_MODULUS_MAX: [(usize, u32); 4] = [(4096, 109), (8192, 218), (16_384, 438), (32_768, 881)];
 
 impl Preset {
     /// 2,048 slots, log2 Q < 109, two rescalings: shallow networks over many samples. No key switching: products keep more
