@@ -343,7 +343,12 @@ impl<'a> Party<'a> {
             return Ok(());
         }
         let names = self.record_names(rows);
-        self.releases.as_mut().map_or(Ok(()), |releases| releases.count(names.iter()))
+        self.releases.as_mut().map_or(Ok(()), |releases| releases.count(&names))
+    }
+
+    /// Makes sure that all these rows may be scored once more, before any is.
+    pub(crate) fn check_releases(&self, rows: &[u32]) -> Result<(), ProtocolError> {
+        self.releases.as_ref().map_or(Ok(()), |releases| releases.check(&self.record_names(rows)))
     }
 
     /// What records are known by in whichever file they come: their ids as they are compared.

@@ -72,6 +72,9 @@ impl Party<'_> {
         epoch: u32,
     ) -> Result<Option<Scored>, ProtocolError> {
         let rows = self.schedule.order(phase, epoch);
+        if phase == Phase::Predict {
+            self.check_releases(&rows)?;
+        }
         let outputs = self.head.as_ref().map_or(0, |h| h.layer.output_width());
         let mut scored = Scored { scores: Array2::zeros((rows.len(), outputs)), loss: 0.0, rows };
         for batch in self.schedule.batches(phase, epoch) {

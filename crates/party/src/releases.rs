@@ -58,13 +58,17 @@ impl Releases {
         self.counts.get(&self.record(id)).is_none_or(|count| *count < self.max)
     }
 
-    /// Counts each of some records once more; on disk when this returns.
+    /// Makes sure that each of some records may be scored once more.
     ///
     /// # Errors
-    /// [`ContractError::Released`] if one may not be scored again, and then none is counted; [`ProtocolError::Storage`]
-    /// naming the file.
-    pub(crate) fn count(&mut self, ids: impl Iterator<Item = impl AsRef<str>>) -> Result<(), ProtocolError> {
-        let records: Vec<Record> = ids.map(|id| self.record(id.as_ref())).collect();
+    /// [`ContractError::Released`] if one may not.
+    pub(crate) fn check(&self, ids: &[String]) -> Result<(), ProtocolError> {
+        self.with(ids).map(drop)
+    }
+
+    /// The records, and how often each is among them.
+    fn with(&self, ids: &[String]) -> Result<(Vec<Record>, HashMap<Record, u32>), ProtocolError> {
+        let records: Vec<Record> = ids.iter().map(|id| self.record(id)).collect();
         let mut new: HashMap<Record, u32> = HashMap::new();
         for record in &records {
             let released = self.counts.get(record).copied().unwrap_or(0) + new.get(record).copied().unwrap_or(0);
@@ -73,6 +77,15 @@ impl Releases {
             }
             *new.entry(*record).or_default() += 1;
         }
+        Ok((records, new))
+    }
+
+    /// Counts each of some records once more; on disk when this returns.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check), and then none is counted; [`ProtocolError::Storage`] naming the file.
+    pub(crate) fn count(&mut self, ids: &[String]) -> Result<(), ProtocolError> {
+        let (records, new) = self.with(ids)?;
         let storage = |source| ProtocolError::Storage { file: self.file.clone(), source };
         self.out.write_all(records.as_flattened()).and_then(|()| self.out.sync_data()).map_err(storage)?;
         for (record, more) in new {
@@ -96,5 +109,48 @@ fn read(file: &File) -> io::Result<(HashMap<Record, u32>, u64)> {
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok((counts, whole)),
             Err(e) => return Err(e),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn releases(file: &Path) -> Releases {
+        let out = OpenOptions::new().read(true).append(true).create(true).open(file).unwrap();
+        let (counts, whole) = read(&out).unwrap();
+        out.set_len(whole).unwrap();
+        Releases { max: 2, contract: [7; 32], file: file.to_owned(), out, counts }
+    }
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn what_was_counted_outlasts_the_process_and_a_torn_record() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("released");
+        releases(&file).count(&names(&["a", "b"])).unwrap();
+        OpenOptions::new().append(true).open(&file).unwrap().write_all(&[1; 5]).unwrap();
+        let mut again = releases(&file);
+        again.count(&names(&["a", "c"])).unwrap();
+        let again = releases(&file);
+        assert!(!again.allow("a") && again.allow("b") && again.allow("c") && again.allow("d"));
+    }
+
+    #[test]
+    fn one_record_too_many_and_none_is_counted() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("released");
+        let mut releases = releases(&file);
+        releases.count(&names(&["a", "a"])).unwrap();
+        for refused in [&["b", "a"][..], &["b", "b", "b"]] {
+            let error = releases.count(&names(refused)).unwrap_err().to_string();
+            assert!(error.contains("has been scored 2 times"), "{error}");
+            assert!(releases.check(&names(refused)).is_err());
+        }
+        releases.check(&names(&["b", "b"])).unwrap();
+        assert_eq!(std::fs::metadata(&file).unwrap().len(), 32);
     }
 }

@@ -168,6 +168,9 @@ impl Party<'_> {
                 self.check_query(holder, &query)?;
                 self.count_releases(&query.rows)?;
                 self.contribute(first_layer, step, &query.rows).await?;
+                if step.ends_epoch_of_service() {
+                    self.network.audit_epoch(step).await?;
+                }
             }
             Ok(())
         };
@@ -202,9 +205,6 @@ impl Party<'_> {
         gathered.gather(data, rows)?;
         first_layer.forward(network, step, rows, gathered.x(rows.len()), weights.view()).await?;
         self.options.join.monitor.rows_done(rows.len());
-        if self.head.is_none() && step.ends_epoch_of_service() {
-            self.network.audit_epoch(step).await?;
-        }
         Ok(())
     }
 
