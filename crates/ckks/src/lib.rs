@@ -25,6 +25,7 @@ mod ntt;
 mod plaintext;
 mod preset;
 mod sampling;
+mod segment;
 mod wire;
 
 #[cfg(test)]
@@ -36,6 +37,7 @@ pub use keys::{PublicKey, RelinearizationKey, RotationKeys, SecretKey};
 pub use modulus::Modulus;
 pub use plaintext::Plaintext;
 pub use preset::Preset;
+pub use segment::{Inputs, Layer, LinearMap, Segment};
 pub use wire::WireError;
 
 use thiserror::Error;
@@ -117,4 +119,22 @@ pub enum CkksError {
     /// Operands of different presets.
     #[error("operands of different presets")]
     Contexts,
+    /// More or fewer than there have to be, or an index beyond them.
+    #[error("{what}: {found} where {expected} are due")]
+    Shape {
+        /// Of what.
+        what: &'static str,
+        /// What is due.
+        expected: usize,
+        /// What is there.
+        found: usize,
+    },
+    /// A weight that is too large for exact sums.
+    #[error("a weight of {found}; the largest is {largest}")]
+    Weight {
+        /// The weight.
+        found: i64,
+        /// The limit.
+        largest: u64,
+    },
 }

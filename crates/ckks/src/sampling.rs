@@ -32,15 +32,27 @@ pub(crate) fn errors(n: usize, rng: &mut SecretRng) -> Zeroizing<Vec<i64>> {
 
 /// The uniform polynomial that a public seed stands for, limb by limb; `number` tells several of one seed apart.
 pub(crate) fn uniform(seed: &[u8; 32], number: u64, moduli: &[Modulus], n: usize) -> Vec<u64> {
-    let mut polynomial = Vec::with_capacity(moduli.len() * n);
-    for (limb, modulus) in moduli.iter().enumerate() {
-        let mut stream = ChaCha20Rng::from_seed(*seed);
-        stream.set_stream((number << 16) | limb as u64);
-        let mask = (1_u64 << modulus.bits()) - 1;
-        let drawn = std::iter::repeat_with(|| stream.next_u64() & mask);
-        polynomial.extend(drawn.filter(|x| *x < modulus.value()).take(n));
+    let mut polynomial = vec![0; moduli.len() * n];
+    for (limb, (modulus, out)) in moduli.iter().zip(polynomial.chunks_exact_mut(n)).enumerate() {
+        uniform_limb(seed, number, limb, *modulus, out);
     }
     polynomial
+}
+
+/// One limb of it.
+pub(crate) fn uniform_limb(seed: &[u8; 32], number: u64, limb: usize, modulus: Modulus, out: &mut [u64]) {
+    let mut stream = ChaCha20Rng::from_seed(*seed);
+    stream.set_stream((number << 16) | limb as u64);
+    let mask = (1_u64 << modulus.bits()) - 1;
+    for x in out {
+        // Half of what is drawn fits at worst; nearly all, for primes just below a power of two.
+        *x = loop {
+            let drawn = stream.next_u64() & mask;
+            if drawn < modulus.value() {
+                break drawn;
+            }
+        };
+    }
 }
 
 #[cfg(test)]

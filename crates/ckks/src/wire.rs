@@ -313,32 +313,44 @@ fn polynomial_bytes(moduli: &[Modulus], n: usize) -> usize {
 
 fn write(bytes: &mut Vec<u8>, moduli: &[Modulus], n: usize, polynomial: &[u64]) {
     for (limb, modulus) in polynomial.chunks_exact(n).zip(moduli) {
-        let (mut held, mut bits) = (0_u128, 0);
-        for x in limb {
-            held |= u128::from(*x) << bits;
-            bits += modulus.bits();
-            while bits >= 8 {
-                bytes.push(held as u8);
-                held >>= 8;
-                bits -= 8;
-            }
-        }
+        pack(limb, *modulus, bytes);
     }
+}
+
+/// Appends coefficients without the bits that none of them has.
+fn pack(limb: &[u64], modulus: Modulus, bytes: &mut Vec<u8>) {
+    let (mut at, end) = (bytes.len(), bytes.len() + limb_bytes(modulus, limb.len()));
+    bytes.resize(end + 8, 0);
+    // What is not yet a whole byte: 7 bits at most, to which 51 are added.
+    let (mut held, mut bits) = (0_u64, 0);
+    for x in limb {
+        held |= x << bits;
+        bits += modulus.bits();
+        // Whole words, whose last bytes the next one overwrites.
+        bytes[at..at + 8].copy_from_slice(&held.to_le_bytes());
+        at += bits as usize / 8;
+        held >>= bits & !7;
+        bits &= 7;
+    }
+    bytes.truncate(end);
 }
 
 /// The coefficients of a limb, which may be too large.
 fn unpack(packed: &[u8], modulus: Modulus, polynomial: &mut Vec<u64>) {
-    let (width, mask) = (modulus.bits(), (1_u64 << modulus.bits()) - 1);
-    let (mut held, mut bits) = (0_u128, 0);
-    for byte in packed {
-        held |= u128::from(*byte) << bits;
-        bits += 8;
-        if bits >= width {
-            polynomial.push(held as u64 & mask);
-            held >>= width;
-            bits -= width;
-        }
-    }
+    let (width, mask) = (modulus.bits() as usize, (1_u64 << modulus.bits()) - 1);
+    let coefficient = |i: usize| {
+        let bit = i * width;
+        let word = packed[bit / 8..]
+            .first_chunk::<8>()
+            .map_or_else(|| last_word(&packed[bit / 8..]), |w| u64::from_le_bytes(*w));
+        word >> (bit % 8) & mask
+    };
+    polynomial.extend((0..packed.len() * 8 / width).map(coefficient));
+}
+
+/// The last, fewer than eight, bytes as a word.
+fn last_word(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! - [`PairKey`], [`MaskContext`]: masks that two roles derive alike.
 //! - [`BlindingKey`]: ids blinded by several parties, for private set intersection.
 //! - [`paillier`]: additively homomorphic encryption of many values per ciphertext.
+//! - [`for_each`]: work spread over threads.
 //! - [`SecretRng`]: secret randomness, from the operating system.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
@@ -24,6 +25,7 @@ mod secret_rng;
 pub use blind::{BLINDED_BYTES, BlindedId, BlindingKey, NotAPoint};
 pub use fixed_point::{DecodeError, EncodeError, FixedPoint, FixedPointError};
 pub use mask::{MaskContext, PairKey, Sign};
+pub use parallel::for_each;
 pub use ring::RingElement;
 pub use ring_matrix::RingPanels;
 pub use secret_rng::{SecretRng, SystemRandomnessError};

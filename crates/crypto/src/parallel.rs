@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 ///
 /// Threads take the next item when they are done with one, so a core that others use as well just does fewer. They
 /// live for this call: tens of microseconds against the milliseconds of a batch, and no pool of threads to configure.
-pub(crate) fn for_each<T: Send, S>(
+pub fn for_each<T: Send, S>(
     threads: usize,
     items: impl ExactSizeIterator<Item = T> + Send,
     state: impl Fn() -> S + Sync,
