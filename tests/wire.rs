@@ -73,7 +73,7 @@ fn receive_all(bytes: &[u8]) {
             named(channel(bytes).recv_payload(step, 0, &mut [0; 24]).await);
             named(channel(bytes).recv::<AlignmentOffer>(step).await);
             named(channel(bytes).recv::<AlignmentResult>(step).await);
-            named(channel(bytes).recv_block(Kind::BlindedIds, [1, 0], &mut [0; 24]).await);
+            named(channel(bytes).recv_block(Kind::BlindedIds, Step::SETUP, [1, 0], &mut [0; 24]).await);
         });
     }
 }

@@ -260,20 +260,32 @@ impl Channel {
         self.receiving().recv_payload(step, part, out).await
     }
 
-    /// Sends bytes of a kind that belongs to no batch, such as a block of blinded ids; `place` says which they are.
+    /// Sends bytes whose length the peer knows, such as a block of blinded ids; `place` says which they are.
     ///
     /// # Errors
     /// [`ProtocolError`] if the peer is gone.
-    pub async fn send_block(&mut self, kind: Kind, place: [u32; 2], bytes: &[u8]) -> Result<(), ProtocolError> {
-        self.sending().send_frame(kind, Step::SETUP, place, bytes).await
+    pub async fn send_block(
+        &mut self,
+        kind: Kind,
+        step: Step,
+        place: [u32; 2],
+        bytes: &[u8],
+    ) -> Result<(), ProtocolError> {
+        self.sending().send_block(kind, step, place, bytes).await
     }
 
     /// Receives the block that is due, of exactly the length of `out`.
     ///
     /// # Errors
     /// As [`Receiving::recv_payload`].
-    pub async fn recv_block(&mut self, kind: Kind, place: [u32; 2], out: &mut [u8]) -> Result<(), ProtocolError> {
-        self.receiving().recv_bytes(kind, Step::SETUP, place, out).await
+    pub async fn recv_block(
+        &mut self,
+        kind: Kind,
+        step: Step,
+        place: [u32; 2],
+        out: &mut [u8],
+    ) -> Result<(), ProtocolError> {
+        self.receiving().recv_block(kind, step, place, out).await
     }
 
     /// Sends and receives the same part of a first-layer payload at once; `out` is as long as what is due.
@@ -306,7 +318,11 @@ impl Sending<'_> {
         self.end.peer
     }
 
-    async fn send<C: Control>(&mut self, step: Step, message: &C) -> Result<(), ProtocolError> {
+    /// Sends a control message.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if the peer is gone.
+    pub async fn send<C: Control>(&mut self, step: Step, message: &C) -> Result<(), ProtocolError> {
         let body = encode_control(message);
         self.send_frame(C::KIND, step, [0, 0], &body).await
     }
@@ -317,6 +333,20 @@ impl Sending<'_> {
     /// [`ProtocolError`] if the peer is gone.
     pub async fn send_payload(&mut self, step: Step, part: u32, payload: &[u8]) -> Result<(), ProtocolError> {
         self.send_frame(Kind::FirstLayer, step, [part, 0], payload).await
+    }
+
+    /// Sends bytes whose length the peer knows; `place` says which they are.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if the peer is gone.
+    pub async fn send_block(
+        &mut self,
+        kind: Kind,
+        step: Step,
+        place: [u32; 2],
+        bytes: &[u8],
+    ) -> Result<(), ProtocolError> {
+        self.send_frame(kind, step, place, bytes).await
     }
 
     async fn send_frame(&mut self, kind: Kind, step: Step, shape: [u32; 2], body: &[u8]) -> Result<(), ProtocolError> {
@@ -411,11 +441,14 @@ impl Receiving<'_> {
     /// # Errors
     /// [`ProtocolError`] if anything else comes, nothing comes in time, or the peer is gone.
     pub async fn recv_payload(&mut self, step: Step, part: u32, out: &mut [u8]) -> Result<(), ProtocolError> {
-        self.recv_bytes(Kind::FirstLayer, step, [part, 0], out).await
+        self.recv_block(Kind::FirstLayer, step, [part, 0], out).await
     }
 
     /// Receives bytes whose `place` and length are known.
-    async fn recv_bytes(
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if anything else comes, nothing comes in time, or the peer is gone.
+    pub async fn recv_block(
         &mut self,
         kind: Kind,
         step: Step,
@@ -425,8 +458,8 @@ impl Receiving<'_> {
         let header = self.recv_header(kind, step).await?;
         if header.shape != place {
             let named = |[part, of]: [u32; 2]| match kind {
-                Kind::FirstLayer => format!("part {part} of the {}", kind_in_step(kind, step)),
-                _ => format!("{} of list {part} from {of}", kind.name()),
+                Kind::BlindedIds | Kind::CommonIds => format!("{} of list {part} from {of}", kind.name()),
+                _ => format!("part {part} of the {}", kind_in_step(kind, step)),
             };
             return Err(ProtocolError::Unexpected {
                 peer: self.end.peer,

@@ -331,6 +331,18 @@ pub enum ProtocolError {
         /// What is wrong with them.
         source: PaillierError,
     },
+    /// A ciphertext of an encrypted query, or a key for it, cannot be used.
+    #[error("{peer} sent in {step} what is refused as ciphertext or key {number}: {reason}")]
+    Ciphertext {
+        /// Who.
+        peer: Role,
+        /// When.
+        step: Step,
+        /// Which, from 0.
+        number: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A message of our own does not fit a frame.
     #[error("the {} of {step} would be {bytes} bytes long; a message holds at most 4 GiB: lower train.batch_size", kind.name())]
     OwnMessage {
@@ -503,6 +515,7 @@ impl ProtocolError {
             | Self::PaillierKey { peer, .. }
             | Self::PaillierProof { peer, .. }
             | Self::Paillier { peer, .. }
+            | Self::Ciphertext { peer, .. }
             | Self::BlindedId { peer, .. }
             | Self::Incarnation { peer, .. } => (Cause::Protocol, *peer),
             Self::WrongKey { peer, .. } => (Cause::Protocol, *peer),
@@ -594,6 +607,7 @@ impl ProtocolError {
             | Self::PaillierKey { .. }
             | Self::PaillierProof { .. }
             | Self::Paillier { .. }
+            | Self::Ciphertext { .. }
             | Self::BlindedId { .. }
             | Self::Incarnation { .. } => "that role runs another or a faulty program; nothing it sent was used",
             Self::Storage { .. } => {

@@ -16,6 +16,7 @@ mod error;
 pub mod first_layer;
 mod identity;
 mod incarnation;
+pub mod inference;
 mod join;
 mod key_file;
 pub mod message;

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Name and version of this protocol; TLS refuses a peer that speaks another.
-pub const ALPN: &[u8] = b"spnn/5";
+pub const ALPN: &[u8] = b"spnn/6";
 
 /// Bytes of a frame header.
 pub const HEADER_BYTES: usize = 24;
@@ -95,6 +95,16 @@ kinds! {
     HiddenGradient = 18, "hidden-gradient";
     /// Server → parties: grad_h1.
     FirstLayerGradient = 19, "first-layer-gradient";
+    /// Server → client of encrypted queries: what it evaluates, and how to ask.
+    InferenceTerms = 20, "inference-terms";
+    /// Client → server: a batch of encrypted queries begins, or none follows.
+    InferenceBatch = 21, "inference-batch";
+    /// Client → server: a key to evaluate with.
+    InferenceKey = 22, "inference-key";
+    /// Client → server: a ciphertext of a batch.
+    EncryptedInput = 23, "encrypted-input";
+    /// Server → client: a ciphertext of the answer.
+    EncryptedOutput = 24, "encrypted-output";
 }
 
 impl Kind {
@@ -409,6 +419,52 @@ pub struct QuerySize {
     pub rows: u32,
 }
 
+/// Server → client of encrypted queries, first: what is evaluated, and how to ask.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InferenceTerms {
+    /// SHA-256 of the network.
+    pub network: [u8; 32],
+    /// Its name.
+    pub name: String,
+    /// Parameters of the encryption, by name.
+    pub preset: String,
+    /// How samples lie in ciphertexts.
+    pub packing: Packing,
+    /// How a client makes inputs of its data, and what the outputs are, as the evaluator's program writes it.
+    pub description: String,
+    /// What inputs are multiplied by before they are rounded.
+    pub scale: f64,
+    /// Most samples of a batch.
+    pub samples_max: u32,
+    /// Ciphertexts of a batch.
+    pub inputs: u32,
+    /// Length of each.
+    pub input_bytes: u32,
+    /// Ciphertexts of the answer to a batch.
+    pub outputs: u32,
+    /// Length of each.
+    pub output_bytes: u32,
+    /// Length of each key that the client sends first.
+    pub keys_bytes: Vec<u32>,
+}
+
+/// How samples lie in ciphertexts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Packing {
+    /// A ciphertext for each input, a slot for each sample: many samples at once.
+    SamplePerSlot,
+    /// One sample over the slots of a few ciphertexts: one answer soon.
+    OneSample,
+}
+
+/// Client → server: a batch begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InferenceBatch {
+    /// Samples in it; 0 if no batch follows.
+    pub samples: u32,
+}
+
 /// The signed head of a role's audit log: all lines before that of this number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -449,7 +505,9 @@ control!(
     AlignmentResult,
     AuditHead,
     Query,
-    QuerySize
+    QuerySize,
+    InferenceTerms,
+    InferenceBatch
 );
 
 #[cfg(test)]
@@ -472,7 +530,7 @@ mod tests {
     fn hex_vectors() {
         let step = Step { phase: Phase::Train, epoch: 2, batch: 3 };
         let tags: Vec<u8> = Kind::ALL.iter().map(|k| k.tag()).collect();
-        assert_eq!(tags, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 17, 18, 19]);
+        assert_eq!(tags, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 17, 18, 19, 20, 21, 22, 23, 24]);
         let header = Header { kind: Kind::HiddenOutput, step, checkpoint: false, shape: [5, 8], body_bytes: 160 };
         assert_eq!(hex(&header.encode()), "1101000002000000030000000500000008000000a0000000");
         let header = Header { kind: Kind::FirstLayerGradient, checkpoint: true, ..header };
@@ -511,6 +569,23 @@ mod tests {
         vector(&AlignmentResult { rows: 300 }, "ac02");
         vector(&Query { rows: vec![300, 2] }, "02ac0202");
         vector(&QuerySize { rows: 300 }, "ac02");
+        let terms = InferenceTerms {
+            network: [1; 32],
+            name: "n".into(),
+            preset: "n4096".into(),
+            packing: Packing::OneSample,
+            description: "{}".into(),
+            scale: 2.0,
+            samples_max: 2048,
+            inputs: 784,
+            input_bytes: 300,
+            outputs: 10,
+            output_bytes: 5,
+            keys_bytes: vec![7],
+        };
+        let network = "01".repeat(32);
+        vector(&terms, &format!("{network}016e056e3430393601027b7d000000000000004080109006ac020a050107"));
+        vector(&InferenceBatch { samples: 300 }, "ac02");
         let longest = Query { rows: vec![u32::MAX; Query::ROWS_MAX] };
         assert!(encode_control(&longest).len() <= CONTROL_BYTES_MAX);
         let seal = serde_json::from_str(r#"{"algorithm": "ed25519", "signature": "ab", "certificate": "c"}"#).unwrap();
@@ -540,6 +615,8 @@ mod tests {
             let _ = decode_control::<AlignmentOffer>(&bytes);
             let _ = decode_control::<Query>(&bytes);
             let _ = decode_control::<QuerySize>(&bytes);
+            let _ = decode_control::<InferenceTerms>(&bytes);
+            let _ = decode_control::<InferenceBatch>(&bytes);
             if let Ok(finish) = decode_control::<Finish>(&bytes) {
                 prop_assert_eq!(encode_control(&finish), bytes);
             }

@@ -376,13 +376,15 @@ impl Working<'_, '_> {
 
     async fn send(&mut self, to: u16, list: u16, at: usize, block: &[BlindedId]) -> Result<(), ProtocolError> {
         let channel = self.network.channel(Role::party(to))?;
-        channel.send_block(Kind::BlindedIds, [list.into(), count_of(at)], block.as_flattened()).await
+        channel.send_block(Kind::BlindedIds, Step::SETUP, [list.into(), count_of(at)], block.as_flattened()).await
     }
 
     async fn recv(&mut self, from: u16, list: u16, at: usize, ids: usize) -> Result<Vec<BlindedId>, ProtocolError> {
         let mut block = vec![[0; BLINDED_BYTES]; BLOCK.min(ids - at)];
         let channel = self.network.channel(Role::party(from))?;
-        channel.recv_block(Kind::BlindedIds, [list.into(), count_of(at)], block.as_flattened_mut()).await?;
+        channel
+            .recv_block(Kind::BlindedIds, Step::SETUP, [list.into(), count_of(at)], block.as_flattened_mut())
+            .await?;
         Ok(block)
     }
 
@@ -435,7 +437,9 @@ impl Working<'_, '_> {
     async fn open_places(&mut self, to: u16, list: u16, places: &[u32]) -> Result<(), ProtocolError> {
         for (at, block) in blocks(places, 0) {
             let channel = self.network.channel(Role::party(to))?;
-            channel.send_block(Kind::CommonIds, [list.into(), count_of(at)], bytemuck::cast_slice(block)).await?;
+            channel
+                .send_block(Kind::CommonIds, Step::SETUP, [list.into(), count_of(at)], bytemuck::cast_slice(block))
+                .await?;
         }
         Ok(())
     }
@@ -445,7 +449,9 @@ impl Working<'_, '_> {
         let peer = Role::party(from);
         for (block, at) in places.chunks_mut(BLOCK).zip((0..).step_by(BLOCK)) {
             let channel = self.network.channel(peer)?;
-            channel.recv_block(Kind::CommonIds, [list.into(), at], bytemuck::cast_slice_mut(block)).await?;
+            channel
+                .recv_block(Kind::CommonIds, Step::SETUP, [list.into(), at], bytemuck::cast_slice_mut(block))
+                .await?;
         }
         let mut seen = vec![false; ids as usize];
         for &place in &places {

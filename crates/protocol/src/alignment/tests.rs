@@ -227,14 +227,14 @@ fn a_peer_that_breaks_the_protocol_is_named() {
                     Deed::NoPoints => vec![[0xff; 32]; 2],
                     _ => key.blind_ids(&[0; 32], &[Cow::Borrowed("x"), Cow::Borrowed("y")], 1),
                 };
-                channel.send_block(Kind::BlindedIds, [0, 0], points.as_flattened()).await?;
+                channel.send_block(Kind::BlindedIds, Step::SETUP, [0, 0], points.as_flattened()).await?;
                 let mut block = vec![0; 64];
-                channel.recv_block(Kind::BlindedIds, [0, 0], &mut block).await?;
-                channel.recv_block(Kind::BlindedIds, [1, 0], &mut block).await?;
+                channel.recv_block(Kind::BlindedIds, Step::SETUP, [0, 0], &mut block).await?;
+                channel.recv_block(Kind::BlindedIds, Step::SETUP, [1, 0], &mut block).await?;
                 let rows = if matches!(deed, Deed::TooManyCommon) { 3 } else { 2 };
                 channel.send(Step::SETUP, &AlignmentResult { rows }).await?;
-                channel.send_block(Kind::CommonIds, [0, 0], bytemuck::cast_slice(&[1_u32, 1])).await?;
-                channel.recv_block(Kind::CommonIds, [0, 0], &mut block).await
+                channel.send_block(Kind::CommonIds, Step::SETUP, [0, 0], bytemuck::cast_slice(&[1_u32, 1])).await?;
+                channel.recv_block(Kind::CommonIds, Step::SETUP, [0, 0], &mut block).await
             };
             let honest = async {
                 let spec = stage.session.alignment.as_ref().unwrap();
