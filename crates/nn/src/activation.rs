@@ -56,6 +56,9 @@ in_place! {
     ///
     /// A value's result has the same bits at every position and on every machine.
     silu(x) => x * elementary::sigmoid(x);
+
+    /// `x²` in place: the one function here that can be computed exactly on encrypted numbers.
+    square(x) => x * x;
 }
 
 /// `(1 + tanh(u))/2 = sigmoid(2u)`.
@@ -73,6 +76,7 @@ pub(crate) fn apply(kind: ActivationKind, values: &mut [f32]) {
         ActivationKind::LeakyRelu => leaky_relu(values),
         ActivationKind::Gelu => gelu(values),
         ActivationKind::Silu => silu(values),
+        ActivationKind::Square => square(values),
     }
 }
 
@@ -91,6 +95,7 @@ pub(crate) fn differentiate(
         ActivationKind::LeakyRelu => leaky_relu_slope(output, grad_output, grad_input),
         ActivationKind::Gelu => gelu_slope(input, grad_output, grad_input),
         ActivationKind::Silu => silu_slope(input, grad_output, grad_input),
+        ActivationKind::Square => square_slope(input, grad_output, grad_input),
     }
 }
 
@@ -118,6 +123,7 @@ slopes! {
         let gate = elementary::sigmoid(x);
         gate + x * gate * (1.0 - gate)
     };
+    square_slope(x) => 2.0 * x;
 }
 
 #[cfg(test)]
@@ -125,13 +131,14 @@ mod tests {
     use super::*;
     use crate::elementary::ulps;
 
-    const ALL: [ActivationKind; 6] = [
+    const ALL: [ActivationKind; 7] = [
         ActivationKind::Sigmoid,
         ActivationKind::Tanh,
         ActivationKind::Relu,
         ActivationKind::LeakyRelu,
         ActivationKind::Gelu,
         ActivationKind::Silu,
+        ActivationKind::Square,
     ];
 
     fn truth(kind: ActivationKind, x: f64) -> f64 {
@@ -143,6 +150,7 @@ mod tests {
             ActivationKind::LeakyRelu => x.max(0.01 * x),
             ActivationKind::Gelu => 0.5 * x * (1.0 + gelu_u.tanh()),
             ActivationKind::Silu => x / (1.0 + (-x).exp()),
+            ActivationKind::Square => x * x,
         }
     }
 

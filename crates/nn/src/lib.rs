@@ -30,7 +30,7 @@ mod rows;
 mod sequential;
 mod spec;
 
-pub use activation::{gelu, leaky_relu, relu, sigmoid, silu, tanh};
+pub use activation::{gelu, leaky_relu, relu, sigmoid, silu, square, tanh};
 pub use errors::{ModelError, SpecError};
 pub use head::LabelHead;
 pub use init::{first_layer_weights, init_rng};

@@ -399,6 +399,7 @@ mod tests {
             ActivationKind::LeakyRelu,
             ActivationKind::Gelu,
             ActivationKind::Silu,
+            ActivationKind::Square,
         ] {
             check_gradients(7, &[LayerSpec::Activation(kind)]);
         }

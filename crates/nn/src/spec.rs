@@ -51,6 +51,8 @@ pub enum ActivationKind {
     Gelu,
     /// `x / (1 + exp(-x))`
     Silu,
+    /// `x²`. Unbounded, and so is its slope: a network of squares wants small steps and small first weights.
+    Square,
 }
 
 /// A square convolution kernel.
