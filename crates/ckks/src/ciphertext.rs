@@ -29,6 +29,18 @@ pub struct FreshCiphertext {
 const SCALE_TOLERANCE: f64 = 1e-10;
 
 impl FreshCiphertext {
+    /// How often it can be rescaled.
+    #[must_use]
+    pub fn level(&self) -> usize {
+        self.level
+    }
+
+    /// What the slots are multiplied by.
+    #[must_use]
+    pub fn scale(&self) -> f64 {
+        self.scale
+    }
+
     /// The same with both parts.
     #[must_use]
     pub fn expand(&self) -> Ciphertext {

@@ -5,7 +5,7 @@ use std::fmt;
 use thiserror::Error;
 
 /// The operating system gave no randomness.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 #[error("the operating system's random generator failed: {0}")]
 pub struct SystemRandomnessError(String);
 

@@ -48,7 +48,8 @@ pub struct Network {
 }
 
 /// How a row of raw numbers becomes inputs: `(x - offset[i])·factor[i]`, clipped to `±max`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Input {
     /// Numbers in a row.
     pub width: usize,
@@ -361,7 +362,7 @@ impl Network {
 }
 
 impl Input {
-    fn apply(&self, raw: &[f64]) -> Result<Vec<f64>, NetworkError> {
+    pub(crate) fn apply(&self, raw: &[f64]) -> Result<Vec<f64>, NetworkError> {
         if raw.len() != self.width {
             return Err(NetworkError::Width { expected: self.width, found: raw.len() });
         }
@@ -380,7 +381,7 @@ impl Input {
             .collect()
     }
 
-    fn check(&self) -> Result<(), NetworkError> {
+    pub(crate) fn check(&self) -> Result<(), NetworkError> {
         if !(1..=WIDTH_MAX).contains(&self.width) {
             return Err(misfit("the input's width", format!("1 to {WIDTH_MAX}"), self.width));
         }
