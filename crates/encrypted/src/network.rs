@@ -250,10 +250,19 @@ impl Network {
     /// If there are not as many inputs as the network has, which is a bug of the caller.
     #[must_use]
     pub fn forward(&self, inputs: Vec<f64>) -> Vec<f64> {
+        self.forward_each(inputs, |_, _| {})
+    }
+
+    /// [`Network::forward`], showing each layer's position and output on the way.
+    pub(crate) fn forward_each(&self, inputs: Vec<f64>, mut show: impl FnMut(usize, &[f64])) -> Vec<f64> {
         assert_eq!(inputs.len(), self.input.width, "inputs of this network");
-        self.layers.iter().fold(inputs, |values, layer| match layer {
-            Layer::Linear(linear) => linear.forward(&values),
-            Layer::Square => values.into_iter().map(|x| x * x).collect(),
+        self.layers.iter().enumerate().fold(inputs, |values, (position, layer)| {
+            let output = match layer {
+                Layer::Linear(linear) => linear.forward(&values),
+                Layer::Square => values.into_iter().map(|x| x * x).collect(),
+            };
+            show(position, &output);
+            output
         })
     }
 
@@ -361,7 +370,7 @@ impl Network {
 }
 
 impl Input {
-    fn apply(&self, raw: &[f64]) -> Result<Vec<f64>, NetworkError> {
+    pub(crate) fn apply(&self, raw: &[f64]) -> Result<Vec<f64>, NetworkError> {
         if raw.len() != self.width {
             return Err(NetworkError::Width { expected: self.width, found: raw.len() });
         }
@@ -556,7 +565,7 @@ impl Convolution {
     }
 
     /// Height and width of what comes out.
-    fn check(&self) -> Result<[usize; 2], NetworkError> {
+    pub(crate) fn check(&self) -> Result<[usize; 2], NetworkError> {
         let Self { image, channels, kernel, stride, padding } = *self;
         let fits = |len: Option<usize>, max: usize| len.is_some_and(|len| (1..=max).contains(&len));
         if !fits(product(&image), WIDTH_MAX) {
