@@ -19,7 +19,7 @@ const CSV_BYTES_MAX: u64 = 16 * NUMBERS_MAX as u64;
 pub struct Rows {
     /// One per row; its position from 0 where the file has none.
     pub ids: Vec<String>,
-    /// The names of the features; none for images.
+    /// The names of the features; none from an image file.
     pub columns: Vec<String>,
     /// Channels, height, width, if the file says that rows are images.
     pub image: Option<[usize; 3]>,

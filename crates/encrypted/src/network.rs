@@ -31,7 +31,8 @@ const NAME_MAX: usize = 256;
 
 /// A network whose only activation is the square, with weights in fixed point.
 ///
-/// Linear layers and squares take turns; the first and the last are linear.
+/// Linear layers and squares take turns; the first and the last are linear. Besides weights it holds means, deviations and
+/// the largest outputs of the rows that it was trained on: whoever gets the file learns these.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Network {
     /// For people.
@@ -54,7 +55,7 @@ pub struct Input {
     pub width: usize,
     /// Channels, height, width, if a row is an image; the last varies fastest.
     pub image: Option<[usize; 3]>,
-    /// The names of the columns; none for an image.
+    /// The names of the columns; none if the rows came without, as those of image files do.
     pub columns: Vec<String>,
     /// One per number of the row.
     pub offset: Vec<f64>,

@@ -56,7 +56,7 @@ pub struct Trained {
 
 /// Trains the recipe's network on `training`, measures it on `test` after each epoch, and quantises it.
 ///
-/// The same recipe and rows give the same network on the same kind of processor. Single-threaded.
+/// Labels of squared error are taken as they are: numbers far from 1 want to be scaled first. The same recipe and rows give the same network on the same kind of processor. Single-threaded.
 ///
 /// # Errors
 /// [`RecipeError`]: a recipe or rows that do not fit together, or [`RecipeError::Diverged`].

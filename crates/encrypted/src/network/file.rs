@@ -285,5 +285,6 @@ fn integers(view: &TensorView<'_>) -> Vec<i32> {
 }
 
 fn format_error(error: impl std::fmt::Display) -> NetworkError {
-    NetworkError::Format { reason: error.to_string() }
+    // The message may quote the file.
+    NetworkError::Format { reason: error.to_string().replace(char::is_control, "?") }
 }
