@@ -1,23 +1,34 @@
 //! Networks that answer encrypted queries (CryptoNets: Gilad-Bachrach et al., ICML 2016).
 //!
 //! A [`Network`] has linear layers with weights in fixed point and the square as its only activation, so that everything it
-//! computes is sums and products. It is a file, made by quantising trained weights.
+//! computes is sums and products. It is one file ([`Network::load`]), made from a [`Recipe`] by [`train`] in the clear or
+//! by [`import`] of weights trained elsewhere. A [`SamplesServer`] evaluates it on ciphertexts that it cannot open, which a
+//! [`SamplesClient`] makes and opens; [`spnn_protocol::inference`] brings them from one to the other and says who learns what.
 
-#![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking"))]
 
 mod ask;
+mod data;
 mod evaluate;
 mod network;
 mod plan;
+mod quantize;
+mod recipe;
+mod train;
 
 pub use ask::{AskError, SamplesClient};
+pub use data::{CsvLayout, DataError, Rows, read_csv, read_idx};
 pub use evaluate::{Description, SamplesServer, ServeError};
 pub use network::{
     Convolution, FRACTION_BITS_MAX, Group, Input, LAYERS_MAX, Layer, Linear, Network, NetworkError, Shape, WEIGHT_MAX,
     WIDTH_MAX,
 };
 pub use plan::{Plan, PlanError};
+pub use quantize::import;
+pub use recipe::{
+    DataRecipe, Decay, Files, InputRecipe, NetworkRecipe, QuantizeRecipe, Recipe, RecipeError, TrainRecipe,
+};
+pub use train::{Progress, Score, Trained, score, score_outputs, train};
 
 #[cfg(test)]
 mod tests;

@@ -31,7 +31,8 @@ const NAME_MAX: usize = 256;
 
 /// A network whose only activation is the square, with weights in fixed point.
 ///
-/// Linear layers and squares take turns; the first and the last are linear.
+/// Linear layers and squares take turns; the first and the last are linear. Besides weights it holds means, deviations and
+/// the largest outputs of the rows that it was trained on: whoever gets the file learns these.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Network {
     /// For people.
@@ -55,7 +56,7 @@ pub struct Input {
     pub width: usize,
     /// Channels, height, width, if a row is an image; the last varies fastest.
     pub image: Option<[usize; 3]>,
-    /// The names of the columns; none for an image.
+    /// The names of the columns; none if the rows came without, as those of image files do.
     pub columns: Vec<String>,
     /// One per number of the row.
     pub offset: Vec<f64>,
@@ -251,10 +252,19 @@ impl Network {
     /// If there are not as many inputs as the network has, which is a bug of the caller.
     #[must_use]
     pub fn forward(&self, inputs: Vec<f64>) -> Vec<f64> {
+        self.forward_each(inputs, |_, _| {})
+    }
+
+    /// [`Network::forward`], showing each layer's position and output on the way.
+    pub(crate) fn forward_each(&self, inputs: Vec<f64>, mut show: impl FnMut(usize, &[f64])) -> Vec<f64> {
         assert_eq!(inputs.len(), self.input.width, "inputs of this network");
-        self.layers.iter().fold(inputs, |values, layer| match layer {
-            Layer::Linear(linear) => linear.forward(&values),
-            Layer::Square => values.into_iter().map(|x| x * x).collect(),
+        self.layers.iter().enumerate().fold(inputs, |values, (position, layer)| {
+            let output = match layer {
+                Layer::Linear(linear) => linear.forward(&values),
+                Layer::Square => values.into_iter().map(|x| x * x).collect(),
+            };
+            show(position, &output);
+            output
         })
     }
 
@@ -557,7 +567,7 @@ impl Convolution {
     }
 
     /// Height and width of what comes out.
-    fn check(&self) -> Result<[usize; 2], NetworkError> {
+    pub(crate) fn check(&self) -> Result<[usize; 2], NetworkError> {
         let Self { image, channels, kernel, stride, padding } = *self;
         let fits = |len: Option<usize>, max: usize| len.is_some_and(|len| (1..=max).contains(&len));
         if !fits(product(&image), WIDTH_MAX) {

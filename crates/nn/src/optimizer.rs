@@ -39,6 +39,17 @@ impl Optimizer {
         Self { spec: spec.clone(), steps: 0, memory: Vec::new(), noise: ChaCha20Rng::from_seed(noise_seed) }
     }
 
+    /// The step size from the next step on, for a rate that changes while training; what is remembered stays. It must
+    /// be positive, as [`OptimizerSpec::validate`] wants it.
+    pub fn set_learning_rate(&mut self, rate: f64) {
+        match &mut self.spec {
+            OptimizerSpec::Sgd { learning_rate }
+            | OptimizerSpec::Momentum { learning_rate, .. }
+            | OptimizerSpec::Adam { learning_rate, .. }
+            | OptimizerSpec::Sgld { learning_rate, .. } => *learning_rate = rate,
+        }
+    }
+
     /// One step of all parameters, which must be the same ones in the same order every time.
     ///
     /// # Panics
@@ -347,6 +358,22 @@ mod tests {
             assert!(matches!(error, ModelError::State { .. }));
             assert_eq!(other.export_state().steps, 0);
         }
+    }
+
+    #[test]
+    fn a_new_learning_rate_keeps_what_is_remembered() {
+        let mut changed = Optimizer::new(&adam(), SEED);
+        let (mut value, mut expected) = (start(), start());
+        changed.step_one(&mut value, &gradient(0));
+        let OptimizerSpec::Adam { learning_rate, beta1, beta2, epsilon } = adam() else { panic!("adam is Adam") };
+        let half = OptimizerSpec::Adam { learning_rate: learning_rate / 2.0, beta1, beta2, epsilon };
+        let mut other = Optimizer::new(&half, SEED);
+        other.import_state(changed.export_state(), &[value.len()]).unwrap();
+        expected.copy_from_slice(&value);
+        changed.set_learning_rate(learning_rate / 2.0);
+        changed.step_one(&mut value, &gradient(1));
+        other.step_one(&mut expected, &gradient(1));
+        assert_eq!(value, expected);
     }
 
     #[test]

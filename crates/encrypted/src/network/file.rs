@@ -2,7 +2,7 @@
 //!
 //! | tensor | type, shape |
 //! | --- | --- |
-//! | `{i}.weight` | I32, `[outputs, inputs]` or `[channels, channels_in, kernel, kernel]` |
+//! | `{i}.weight` | I8, I16 or I32, whichever holds all, `[outputs, inputs]` or `[channels, channels_in, kernel, kernel]` |
 //! | `{i}.bias` | F64, `[outputs]` or `[channels]` |
 //! | `input.offset`, `input.factor` | F64, `[width]`, or `[1]` if all are the same |
 //!
@@ -30,6 +30,9 @@ const FORMAT: u32 = 1;
 /// Beyond it nothing is read: [`super::WIDTH_MAX`] and [`super::WEIGHT_MAX`] allow larger networks than any encryption
 /// answers from, and a file must not fill the memory.
 const FILE_BYTES_MAX: u64 = 256 << 20;
+
+/// What weights are stored as.
+const INTEGERS: [Dtype; 3] = [Dtype::I8, Dtype::I16, Dtype::I32];
 
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -101,9 +104,9 @@ impl Network {
         }
         for (position, layer) in self.layers.iter().enumerate() {
             let Layer::Linear(linear) = layer else { continue };
-            let weights = linear.kernel.iter().flat_map(|weight| weight.to_le_bytes()).collect();
+            let (dtype, weights) = stored(&linear.kernel);
             let bias = linear.stored_bias();
-            tensors.push((format!("{position}.weight"), Dtype::I32, weight_shape(linear), weights));
+            tensors.push((format!("{position}.weight"), dtype, weight_shape(linear), weights));
             tensors.push((format!("{position}.bias"), Dtype::F64, vec![bias.len()], bytes_of_f64(&bias)));
         }
         let views = tensors
@@ -200,15 +203,15 @@ impl<'a> Tensors<'a> {
         let made = match layer {
             LayerDescription::Square {} => return Ok(Layer::Square),
             LayerDescription::Linear { inputs, outputs, fraction_bits, output_max } => {
-                let weights = self.take(at, "weight", Dtype::I32, &[outputs, inputs])?;
-                let bias = self.take(at, "bias", Dtype::F64, &[outputs])?;
-                Linear::dense(inputs, fraction_bits, i32_of(weights.data()), f64_of(bias.data()), output_max)
+                let weights = self.take(at, "weight", &INTEGERS, &[outputs, inputs])?;
+                let bias = self.take(at, "bias", &[Dtype::F64], &[outputs])?;
+                Linear::dense(inputs, fraction_bits, integers(&weights), f64_of(bias.data()), output_max)
             }
             LayerDescription::Conv2d { conv, fraction_bits, output_max } => {
                 let shape = [conv.channels, conv.image[0], conv.kernel, conv.kernel];
-                let weights = self.take(at, "weight", Dtype::I32, &shape)?;
-                let bias = self.take(at, "bias", Dtype::F64, &[conv.channels])?;
-                Linear::conv(conv, fraction_bits, i32_of(weights.data()), &f64_of(bias.data()), output_max)
+                let weights = self.take(at, "weight", &INTEGERS, &shape)?;
+                let bias = self.take(at, "bias", &[Dtype::F64], &[conv.channels])?;
+                Linear::conv(conv, fraction_bits, integers(&weights), &f64_of(bias.data()), output_max)
             }
         };
         made.map(Layer::Linear).map_err(|error| match error {
@@ -221,14 +224,16 @@ impl<'a> Tensors<'a> {
         &mut self,
         layer: usize,
         what: &'static str,
-        dtype: Dtype,
+        dtypes: &[Dtype],
         shape: &[usize],
     ) -> Result<TensorView<'a>, NetworkError> {
-        let expected = format!("{dtype:?} {shape:?}");
+        let expected = format!("{dtypes:?} of {shape:?}");
         match self.by_name.remove(format!("{layer}.{what}").as_str()) {
             None => Err(in_layer(layer, what, expected, "no such tensor")),
-            Some(view) if view.dtype() == dtype && view.shape() == shape && product(shape).is_some() => Ok(view),
-            Some(view) => Err(in_layer(layer, what, expected, format!("{:?} {:?}", view.dtype(), view.shape()))),
+            Some(view) if dtypes.contains(&view.dtype()) && view.shape() == shape && product(shape).is_some() => {
+                Ok(view)
+            }
+            Some(view) => Err(in_layer(layer, what, expected, format!("{:?} of {:?}", view.dtype(), view.shape()))),
         }
     }
 }
@@ -258,10 +263,28 @@ fn f64_of(bytes: &[u8]) -> Vec<f64> {
     bytes.as_chunks().0.iter().map(|&chunk| f64::from_le_bytes(chunk)).collect()
 }
 
-fn i32_of(bytes: &[u8]) -> Vec<i32> {
-    bytes.as_chunks().0.iter().map(|&chunk| i32::from_le_bytes(chunk)).collect()
+/// The smallest type that holds all weights, and their bytes.
+fn stored(weights: &[i32]) -> (Dtype, Vec<u8>) {
+    if let Ok(small) = weights.iter().map(|&weight| i8::try_from(weight)).collect::<Result<Vec<_>, _>>() {
+        return (Dtype::I8, small.into_iter().flat_map(i8::to_le_bytes).collect());
+    }
+    if let Ok(small) = weights.iter().map(|&weight| i16::try_from(weight)).collect::<Result<Vec<_>, _>>() {
+        return (Dtype::I16, small.into_iter().flat_map(i16::to_le_bytes).collect());
+    }
+    (Dtype::I32, weights.iter().flat_map(|weight| weight.to_le_bytes()).collect())
+}
+
+/// The weights of a tensor of one of [`INTEGERS`].
+fn integers(view: &TensorView<'_>) -> Vec<i32> {
+    let bytes = view.data();
+    match view.dtype() {
+        Dtype::I8 => bytes.iter().map(|&byte| i32::from(byte.cast_signed())).collect(),
+        Dtype::I16 => bytes.as_chunks().0.iter().map(|&chunk| i32::from(i16::from_le_bytes(chunk))).collect(),
+        _ => bytes.as_chunks().0.iter().map(|&chunk| i32::from_le_bytes(chunk)).collect(),
+    }
 }
 
 fn format_error(error: impl std::fmt::Display) -> NetworkError {
-    NetworkError::Format { reason: error.to_string() }
+    // The message may quote the file.
+    NetworkError::Format { reason: error.to_string().replace(char::is_control, "?") }
 }

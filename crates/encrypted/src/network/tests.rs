@@ -136,6 +136,18 @@ fn a_file_gives_the_network_back() {
     assert_eq!(loaded.digest(), network.digest());
     assert_eq!(loaded.to_bytes().unwrap(), network.to_bytes().unwrap());
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    // Weights of any size, each as small as it can be stored.
+    let mut sizes = Vec::new();
+    for largest in [-128, 128, -32_768, 32_768, WEIGHT_MAX, -WEIGHT_MAX] {
+        let mut other = network.clone();
+        let mut kernel = vec![1; 72];
+        kernel[5] = largest;
+        other.layers[2] = Layer::Linear(Linear::dense(18, 6, kernel, vec![0.0; 4], 3.0).unwrap());
+        let bytes = other.to_bytes().unwrap();
+        assert_eq!(Network::from_bytes(&bytes).unwrap(), other);
+        sizes.push(bytes.len());
+    }
+    assert!(sizes[0] < sizes[1] && sizes[1] == sizes[2] && sizes[2] < sizes[3] && sizes[4] == sizes[5], "{sizes:?}");
 }
 
 #[test]
@@ -268,7 +280,7 @@ fn a_hostile_file_is_refused() {
         (
             r#"\"kernel\":3"#,
             r#"\"kernel\":4294967296"#,
-            "layer 0: weight must be I32 [2, 3, 4294967296, 4294967296], found",
+            "layer 0: weight must be [I8, I16, I32] of [2, 3, 4294967296, 4294967296], found",
         ),
         (r#"\"stride\":2"#, r#"\"stride\":0"#, "layer 0: the stride must be 1 to 65536, found 0"),
         (r#"\"padding\":1"#, r#"\"padding\":3"#, "layer 0: the padding must be less than the kernel's 3, found 3"),
@@ -279,10 +291,10 @@ fn a_hostile_file_is_refused() {
         ),
         (r#"\"output_max\":3.0"#, r#"\"output_max\":-3.0"#, "layer 0: the largest output must be finite"),
         (r#"\"output_max\":3.0"#, r#"\"output_max\":1e999"#, "not a network: number out of range"),
-        (r#""2.bias":"#, r#""3.bias":"#, "layer 2: bias must be F64 [4], found no such tensor"),
-        (r#""I32""#, r#""U32""#, "layer "),
+        (r#""2.bias":"#, r#""3.bias":"#, "layer 2: bias must be [F64] of [4], found no such tensor"),
+        (r#""I8""#, r#""U8""#, "layer "),
         (r#"{\"square\":{}}"#, r#"{\"relu\":{}}"#, "not a network: unknown variant `relu`"),
-        (r#"{\"square\":{}},"#, "", "layer 1: weight must be I32 [4, 18], found no such tensor"),
+        (r#"{\"square\":{}},"#, "", "layer 1: weight must be [I8, I16, I32] of [4, 18], found no such tensor"),
         (r#"[\"a\","#, r#"[\"a\",\"x\","#, "the number of class names must be 4"),
         (
             r#"\"softmax-cross-entropy\""#,
