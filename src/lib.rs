@@ -10,6 +10,7 @@
 //! | [`protocol`] | sessions, messages, channels, first-layer protocols |
 //! | [`party`], [`server`], [`coordinator`] | the roles |
 //! | [`nn`], [`crypto`] | the arithmetic |
+//! | [`encrypted`] | networks that answer encrypted queries |
 //! | [`pki`] | certificates |
 //! | [`pooled`] | the same network on pooled columns, for comparison |
 //! | [`in_memory`] | all roles in one process |
@@ -22,6 +23,7 @@
 
 pub use spnn_coordinator as coordinator;
 pub use spnn_crypto as crypto;
+pub use spnn_encrypted as encrypted;
 pub use spnn_nn as nn;
 pub use spnn_party as party;
 pub use spnn_protocol as protocol;

@@ -362,7 +362,7 @@ fn a_coordinator_that_dies_is_named() {
 
 #[test]
 fn every_help_ends_with_an_example() {
-    let commands: [&[&str]; 27] = [
+    let commands: [&[&str]; 32] = [
         &[],
         &["simulate"],
         &["pooled"],
@@ -390,6 +390,11 @@ fn every_help_ends_with_an_example() {
         &["predict"],
         &["align"],
         &["serve"],
+        &["encrypted", "train"],
+        &["encrypted", "show"],
+        &["encrypted", "serve"],
+        &["encrypted", "query"],
+        &["encrypted", "simulate"],
     ];
     for command in commands {
         let said = spnn_ok(&[command, &["--help"]].concat());

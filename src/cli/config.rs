@@ -149,7 +149,7 @@ fn ids_per_request_max_default() -> u32 {
     100_000
 }
 
-fn here() -> PathBuf {
+pub(super) fn here() -> PathBuf {
     PathBuf::from(".")
 }
 
@@ -157,7 +157,7 @@ fn join_timeout_default() -> f64 {
     300.0
 }
 
-fn peer_timeout_default() -> f64 {
+pub(super) fn peer_timeout_default() -> f64 {
     60.0
 }
 
@@ -279,12 +279,8 @@ impl RoleConfig {
 
     /// The role's certificate, key and authority.
     pub(crate) fn identity(&self) -> Result<Identity, CliError> {
-        let files = IdentityFiles {
-            revoked: self.revoked.clone(),
-            passphrase: passphrase::source(&self.key, self.passphrase_file.as_deref())?,
-            ..IdentityFiles::new(&self.certificate, &self.key, &self.authority)
-        };
-        Identity::load(files).map_err(|source| CliError::Protocol { me: Role::Coordinator, source })
+        let Self { certificate, key, authority, revoked, passphrase_file, .. } = self;
+        identity(certificate, key, authority, revoked.as_deref(), passphrase_file.as_deref())
     }
 
     /// Where the signatures under the session's contract are.
@@ -351,6 +347,22 @@ impl RoleConfig {
             data.file.put_below(base);
         }
     }
+}
+
+/// Certificate, key and authority from their files.
+pub(super) fn identity(
+    certificate: &Path,
+    key: &Path,
+    authority: &Path,
+    revoked: Option<&Path>,
+    passphrase_file: Option<&Path>,
+) -> Result<Identity, CliError> {
+    let files = IdentityFiles {
+        revoked: revoked.map(Path::to_owned),
+        passphrase: passphrase::source(key, passphrase_file)?,
+        ..IdentityFiles::new(certificate, key, authority)
+    };
+    Identity::load(files).map_err(|source| CliError::Protocol { me: Role::Coordinator, source })
 }
 
 pub(super) fn seconds(s: f64) -> Duration {

@@ -1,5 +1,6 @@
 //! What a command ends with.
 
+use spnn::encrypted::{AskError, NetworkError, RecipeError, ServeError};
 use spnn::experiment::ExperimentError;
 use spnn::party::PartyError;
 use spnn::party::data::DataError;
@@ -22,6 +23,16 @@ pub(crate) enum CliError {
     Pooled(#[from] PooledError),
     #[error(transparent)]
     Experiment(#[from] ExperimentError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    #[error(transparent)]
+    Samples(#[from] spnn::encrypted::DataError),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    #[error(transparent)]
+    Ask(#[from] AskError),
     #[error("{source}")]
     Protocol { me: Role, source: ProtocolError },
     #[error("{source}")]
@@ -53,6 +64,11 @@ impl CliError {
             Self::Pooled(PooledError::Party(e)) => e.exit_code(Role::party(0)),
             Self::Pooled(PooledError::Storage(e)) => e.exit_code(Role::party(0)),
             Self::Pooled(_) => Cause::Data.code(),
+            Self::Network(_) | Self::Recipe(_) | Self::Serve(_) => Cause::Configuration.code(),
+            Self::Samples(_) | Self::Ask(AskError::Row(_)) => Cause::Data.code(),
+            // The system's randomness and arithmetic are this process's own; the rest is what the server sent.
+            Self::Ask(AskError::Randomness(_) | AskError::Ckks(_)) => Cause::Configuration.code(),
+            Self::Ask(_) => Cause::Protocol.code(),
             Self::Protocol { me, source } => source.exit_code(*me),
             Self::Party { me, source } => source.exit_code(*me),
             Self::Roles { code, .. } => *code,

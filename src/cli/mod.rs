@@ -4,6 +4,7 @@ mod audit;
 mod compare;
 mod config;
 mod contract;
+mod encrypted;
 mod error;
 mod experiment;
 mod health;
@@ -110,6 +111,9 @@ pub(crate) enum Command {
         curl -H 'Content-Type: application/json' -d '{\"ids\": [\"842302\"]}' http://127.0.0.1:8080/v1/scores"
     )]
     Serve(Serve),
+    /// Networks that answer encrypted queries: train, serve, ask
+    #[command(subcommand)]
+    Encrypted(encrypted::Encrypted),
     /// Ask a role that runs on this machine whether it works; exit with 0 if so, with 1 if it waits or is not there
     #[command(
         after_help = "Example: spnn health --config party.toml        (which has to say monitor = \"127.0.0.1:9100\")"
@@ -613,6 +617,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), CliError> {
         Command::Party(args) => role::party(&args),
         Command::Align { config } => role::any(&RunRole { config, task: TaskName::Align, data: None, scores: None }),
         Command::Serve(args) => serve::run(&args, &cli.log),
+        Command::Encrypted(command) => encrypted::run(&command, &cli.log),
         Command::Health { config } => health::run(&config),
         Command::Pki(command) => pki::run(command),
         Command::Contract(command) => contract::run(command),

@@ -107,13 +107,7 @@ fn on_network<E: RoleError>(
     let me = loaded.identity.role();
     refuse_core_dumps();
     let options = loaded.quic()?;
-    // The role computes on this thread; the network has one of its own, so that long batches do not starve it.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .map_err(|source| CliError::File { file: "tokio".into(), source })?;
-    runtime.block_on(async {
+    network_runtime()?.block_on(async {
         let shown = |source| CliError::Protocol { me, source };
         let listens = options.listen.is_some();
         let mut transport = QuicTransport::new(loaded.identity.clone(), options).map_err(shown)?;
@@ -168,6 +162,15 @@ fn on_network<E: RoleError>(
     })
 }
 
+/// The role computes on this thread; the network has one of its own, so that long batches do not starve it.
+pub(super) fn network_runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(|source| CliError::File { file: "tokio".into(), source })
+}
+
 async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ProtocolError> {
     let unusable = |e: std::io::Error| ProtocolError::Listen { address: address.to_string(), reason: e.to_string() };
     let listener = TcpListener::bind(address).await.map_err(unusable)?;
@@ -199,7 +202,7 @@ async fn asked_to_reload(mut reload: impl FnMut()) {
 }
 
 /// A core file would hold keys, masks and data.
-fn refuse_core_dumps() {
+pub(super) fn refuse_core_dumps() {
     #[cfg(unix)]
     {
         use nix::sys::resource::{Resource, setrlimit};

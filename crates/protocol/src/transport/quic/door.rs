@@ -185,6 +185,13 @@ impl Arrivals {
         self.changed.notify_one();
     }
 
+    /// Whoever waits and is still there.
+    pub(super) fn take_any(&self) -> Option<(Role, Arrival)> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.retain(|_, arrival| arrival.connection.close_reason().is_none());
+        waiting.pop_first()
+    }
+
     pub(super) fn take(&self, peer: Role) -> Option<Arrival> {
         let arrival = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&peer)?;
         // One that has gone again while nobody waited for it may come once more, unless it said why it does not.

@@ -207,15 +207,34 @@ impl QuicTransport {
         let arrivals = Arc::clone(&self.arrivals);
         loop {
             let changed = arrivals.changed.notified();
-            if let Some(Arrival { connection, streams: (send, recv), violation }) = arrivals.take(peer) {
-                self.in_use.push(connection.clone());
-                let link = Arc::new(QuicLink { peer, connection, violation });
-                return Ok(Channel::new(peer, link, Box::new(recv), Box::new(send), self.options.peer_timeout));
+            if let Some(arrival) = arrivals.take(peer) {
+                return Ok(self.channel(peer, arrival));
             }
             if timeout_at(deadline, changed).await.is_err() {
                 return Err(ProtocolError::NotJoined { peer, waited });
             }
         }
+    }
+
+    /// The channel of whichever expected peer comes next. For a listener that serves peers by themselves.
+    pub async fn next_arrival(&mut self) -> (Role, Channel) {
+        let arrivals = Arc::clone(&self.arrivals);
+        loop {
+            let changed = arrivals.changed.notified();
+            if let Some((peer, arrival)) = arrivals.take_any() {
+                // Those of peers that have gone are of no use to anyone.
+                self.in_use.retain(|connection| connection.close_reason().is_none());
+                return (peer, self.channel(peer, arrival));
+            }
+            changed.await;
+        }
+    }
+
+    fn channel(&mut self, peer: Role, arrival: Arrival) -> Channel {
+        let Arrival { connection, streams: (send, recv), violation } = arrival;
+        self.in_use.push(connection.clone());
+        let link = Arc::new(QuicLink { peer, connection, violation });
+        Channel::new(peer, link, Box::new(recv), Box::new(send), self.options.peer_timeout)
     }
 
     async fn through_relay(&mut self, peer: PartyId, deadline: Instant) -> Result<Channel, ProtocolError> {
