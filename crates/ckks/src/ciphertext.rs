@@ -1,5 +1,6 @@
 //! What is computed on: sums, products, rescaling, rotation.
 
+use crate::kernel;
 use crate::keys::{RelinearizationKey, RotationKeys};
 use crate::sampling::uniform;
 use crate::{CkksError, Context, Plaintext};
@@ -132,18 +133,21 @@ impl Ciphertext {
     pub fn mul(&self, other: &Self) -> Result<Self, CkksError> {
         self.fits(&other.context, other.level)?;
         let scale = self.scale_of_product(other.scale)?;
-        let (n, limbs) = (self.context.n(), self.context.limbs());
-        let mut parts = vec![vec![0; self.parts[0].len()]; self.parts.len() + other.parts.len() - 1];
-        for (i, x) in self.parts.iter().enumerate() {
-            for (j, y) in other.parts.iter().enumerate() {
-                let sums = parts[i + j].chunks_exact_mut(n);
-                for (((sum, x), y), q) in sums.zip(x.chunks_exact(n)).zip(y.chunks_exact(n)).zip(limbs) {
-                    for ((s, x), y) in sum.iter_mut().zip(x).zip(y) {
-                        *s = q.add(*s, q.mul(*x, *y));
-                    }
-                }
+        let n = self.context.n();
+        let part = |number: usize| {
+            let pairs = |limb: usize| -> Vec<(&[u64], &[u64])> {
+                let limb = limb * n..(limb + 1) * n;
+                let pairs =
+                    self.parts.iter().zip((0..=number).rev()).filter_map(|(x, j)| Some((x, other.parts.get(j)?)));
+                pairs.map(|(x, y)| (&x[limb.clone()], &y[limb.clone()])).collect()
+            };
+            let mut sum = vec![0; self.parts[0].len()];
+            for (limb, (sum, q)) in sum.chunks_exact_mut(n).zip(self.context.limbs()).enumerate() {
+                kernel::sum_of_products(*q, sum, &pairs(limb));
             }
-        }
+            sum
+        };
+        let parts = (0..self.parts.len() + other.parts.len() - 1).map(part).collect();
         Ok(Self { context: Arc::clone(&self.context), parts, level: self.level, scale })
     }
 

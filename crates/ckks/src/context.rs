@@ -1,7 +1,9 @@
 //! Everything that a preset determines: primes, transforms and conversions between residue systems.
 
+use crate::conversion::{Conversion, Parts};
 use crate::encoding::Embedding;
-use crate::modulus::{Factor, Modulus, ntt_primes};
+use crate::kernel;
+use crate::modulus::{Modulus, ntt_primes};
 use crate::ntt::NttTable;
 use crate::{CkksError, Preset};
 use std::ops::Range;
@@ -17,14 +19,12 @@ pub struct Context {
     moduli: Vec<Modulus>,
     tables: Vec<NttTable>,
     pub(crate) embedding: Embedding,
-    /// 1/q_l modulo q_j, for each level l and j < l.
-    rescale: Vec<Vec<Factor>>,
+    /// For each level l, from q_l to the limbs below.
+    from_last: Vec<Conversion>,
     /// For each level, its digits.
     digits: Vec<Vec<Digit>>,
     /// From P to all limbs of Q.
     from_special: Conversion,
-    /// 1/P modulo each limb.
-    special_inverse: Vec<Factor>,
 }
 
 /// A group of limbs that key switching takes together.
@@ -32,82 +32,6 @@ struct Digit {
     limbs: Range<usize>,
     /// To every other limb of the level, in order, and P.
     conversion: Conversion,
-}
-
-/// From residues modulo some primes, whose product is M, to residues of the same whole number in [−M/2, M/2) modulo others.
-struct Conversion {
-    from: Vec<Modulus>,
-    /// (M/p)⁻¹ modulo p.
-    inverses: Vec<Factor>,
-    /// 1/p.
-    shares: Vec<f64>,
-    to: Vec<Target>,
-}
-
-struct Target {
-    modulus: Modulus,
-    /// M/p modulo this one, for each p.
-    factors: Vec<Factor>,
-    /// −v·M modulo this one, for each v that there can be.
-    corrections: Vec<u64>,
-}
-
-impl Conversion {
-    fn new(from: &[Modulus], to: &[Modulus]) -> Self {
-        let without = |skipped: usize, modulus: Modulus| {
-            let others = from.iter().enumerate().filter(|(i, _)| *i != skipped);
-            others.fold(1, |product, (_, p)| modulus.mul(product, modulus.reduce(p.value())))
-        };
-        let inverse = |(i, p): (usize, &Modulus)| p.factor(p.inverse(without(i, *p)));
-        let target = |modulus: &Modulus| {
-            let product = without(usize::MAX, *modulus);
-            Target {
-                modulus: *modulus,
-                factors: (0..from.len()).map(|i| modulus.factor(without(i, *modulus))).collect(),
-                corrections: (0..=from.len() as u64).map(|v| modulus.sub(0, modulus.mul(v, product))).collect(),
-            }
-        };
-        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let share = |p: &Modulus| 1.0 / p.value() as f64;
-        Self {
-            from: from.to_vec(),
-            inverses: from.iter().enumerate().map(inverse).collect(),
-            shares: from.iter().map(share).collect(),
-            to: to.iter().map(target).collect(),
-        }
-    }
-
-    /// Converts `from`, coefficients limb after limb, to coefficients limb after limb.
-    ///
-    /// x = Σ y_i·(M/p_i) − v·M with y_i = x·(M/p_i)⁻¹ mod p_i and v = round(Σ y_i/p_i). Close to ±M/2 the rounding may fall
-    /// to the other side: the result then differs from the centred one by M, which is the same residue.
-    fn convert(&self, from: &[u64], n: usize) -> Vec<u64> {
-        let mut parts = vec![0; from.len()];
-        let mut overflow = vec![0.0; n];
-        for (i, (limb, parts)) in from.chunks_exact(n).zip(parts.chunks_exact_mut(n)).enumerate() {
-            let (p, inverse, share) = (self.from[i], self.inverses[i], self.shares[i]);
-            for ((x, y), sum) in limb.iter().zip(parts).zip(&mut overflow) {
-                *y = p.mul_factor(*x, inverse);
-                #[expect(clippy::cast_precision_loss, reason = "below 2^51, exact")]
-                let y = *y as f64;
-                *sum += y * share;
-            }
-        }
-        let mut converted = Vec::with_capacity(self.to.len() * n);
-        for Target { modulus, factors, corrections } in &self.to {
-            let start = converted.len();
-            // Half and more counts as one.
-            converted.extend(overflow.iter().map(|v| corrections[(v + 0.5) as usize]));
-            for (factor, parts) in factors.iter().zip(parts.chunks_exact(n)) {
-                for (sum, y) in converted[start..].iter_mut().zip(parts) {
-                    // Below 2q each, and fewer than 2^12 of them.
-                    *sum += modulus.mul_lazy(*y, *factor);
-                }
-            }
-            converted[start..].iter_mut().for_each(|sum| *sum = modulus.reduce(*sum));
-        }
-        converted
-    }
 }
 
 impl Context {
@@ -124,22 +48,13 @@ impl Context {
             bits.flat_map(|bits| ntt_primes(n, *bits, 1, &mut taken)).map(Modulus::new).collect();
         let limbs = preset.limb_bits().len();
         let (q, p) = moduli.split_at(limbs);
-        let rescale = (0..limbs).map(|l| {
-            let inverse = |j: usize| q[j].factor(q[j].inverse(q[j].reduce(q[l].value())));
-            (0..l).map(inverse).collect()
-        });
-        let special = |q: &Modulus| {
-            let product = p.iter().fold(1, |product, p| q.mul(product, q.reduce(p.value())));
-            q.factor(q.inverse(product))
-        };
         Ok(Arc::new(Self {
             preset,
             tables: moduli.iter().map(|m| NttTable::new(*m, n)).collect(),
             embedding: Embedding::new(n),
-            rescale: rescale.collect(),
+            from_last: (0..limbs).map(|l| Conversion::new(&q[l..=l], &q[..l])).collect(),
             digits: (0..limbs).map(|level| digits(preset, &moduli, level)).collect(),
             from_special: Conversion::new(p, q),
-            special_inverse: q.iter().map(special).collect(),
             moduli,
         }))
     }
@@ -214,22 +129,9 @@ impl Context {
 
     /// Divides by the last limb's prime, rounding to the nearest, and drops that limb.
     pub(crate) fn rescale(&self, polynomial: &mut Vec<u64>) {
-        let n = self.n();
-        let level = polynomial.len() / n - 1;
-        let mut last = polynomial.split_off(level * n);
-        self.backward(&mut last, level);
-        let q_last = self.moduli[level];
-        let mut rest = vec![0; n];
-        for (j, limb) in polynomial.chunks_exact_mut(n).enumerate() {
-            let (q, inverse) = (self.moduli[j], self.rescale[level][j]);
-            for (r, x) in rest.iter_mut().zip(&last) {
-                *r = q.reduce_signed(q_last.centered(*x));
-            }
-            self.tables[j].forward(&mut rest);
-            for (x, r) in limb.iter_mut().zip(&rest) {
-                *x = q.mul_factor(q.sub(*x, *r), inverse);
-            }
-        }
+        let level = polynomial.len() / self.n() - 1;
+        let last = polynomial.split_off(level * self.n());
+        self.divide(polynomial, last, level, &self.from_last[level]);
     }
 
     /// Σ_digits d·key, divided by P: what is left of `d`·(the secret that the key stands for), under the secret key. `d` is a
@@ -240,59 +142,62 @@ impl Context {
     pub(crate) fn switch<'k>(&self, d: &[u64], key: impl Fn(usize) -> (&'k [u64], &'k [u64])) -> [Vec<u64>; 2] {
         let n = self.n();
         let (limbs, all) = (d.len() / n, self.limbs().len());
-        let specials = self.moduli.len() - all;
+        let digits = &self.digits[limbs - 1];
+        let keys: Vec<_> = (0..digits.len()).map(key).collect();
+        let parts: Vec<Parts> = digits.iter().map(|digit| digit.split(self, d)).collect();
         // Of the level's limbs and P: where each lies among all moduli.
-        let places: Vec<usize> = (0..limbs).chain(all..all + specials).collect();
-        let mut coefficients = d.to_vec();
-        self.backward(&mut coefficients, 0);
-        let mut sums = [vec![0_u128; places.len() * n], vec![0; places.len() * n]];
-        for (number, digit) in self.digits[limbs - 1].iter().enumerate() {
-            let own = digit.limbs.start * n..digit.limbs.end * n;
-            let mut others = digit.conversion.convert(&coefficients[own.clone()], n).into_iter();
-            let keys = key(number);
-            let mut extended = vec![0; n];
-            for (at, place) in places.iter().enumerate() {
-                let digit_limb = if digit.limbs.contains(place) {
-                    &d[place * n..(place + 1) * n]
+        let places: Vec<usize> = (0..limbs).chain(all..self.moduli.len()).collect();
+        let mut sums = [vec![0; places.len() * n], vec![0; places.len() * n]];
+        // Digit by digit would go over both sums as often as there are digits.
+        let mut extended = vec![0; digits.len() * n];
+        for (at, place) in places.iter().enumerate() {
+            for ((digit, parts), limb) in digits.iter().zip(&parts).zip(extended.chunks_exact_mut(n)) {
+                if digit.limbs.contains(place) {
+                    limb.copy_from_slice(&d[place * n..(place + 1) * n]);
                 } else {
-                    extended.clear();
-                    extended.extend(others.by_ref().take(n));
-                    self.tables[*place].forward(&mut extended);
-                    &extended[..]
-                };
-                for (sum, key) in sums.iter_mut().zip([keys.0, keys.1]) {
-                    let key = &key[place * n..(place + 1) * n];
-                    for ((s, x), k) in sum[at * n..(at + 1) * n].iter_mut().zip(digit_limb).zip(key) {
-                        // No preset has more than eight digits.
-                        *s += u128::from(*x) * u128::from(*k);
-                    }
+                    digit.conversion.join(digit.target(at), parts, limb);
+                    self.tables[*place].forward(limb);
                 }
             }
+            for (which, sum) in sums.iter_mut().enumerate() {
+                let key = |(b, a): &(&'k [u64], &'k [u64])| &[*b, *a][which][place * n..(place + 1) * n];
+                let pairs: Vec<_> = extended.chunks_exact(n).zip(keys.iter().map(key)).collect();
+                kernel::sum_of_products(self.moduli[*place], &mut sum[at * n..(at + 1) * n], &pairs);
+            }
         }
-        sums.map(|sum| {
-            let limb = |(sum, place): (&[u128], &usize)| {
-                let q = self.moduli[*place];
-                sum.iter().map(|s| q.reduce_sum(*s)).collect::<Vec<u64>>()
-            };
-            self.divide_by_special(sum.chunks_exact(n).zip(&places).flat_map(limb).collect(), limbs)
+        sums.map(|mut sum| {
+            let special = sum.split_off(limbs * n);
+            self.divide(&mut sum, special, all, &self.from_special);
+            sum
         })
     }
 
-    /// Divides by P, rounding to the nearest, and drops its limbs.
-    fn divide_by_special(&self, mut sum: Vec<u64>, limbs: usize) -> Vec<u64> {
+    /// Divides by the product of some moduli, the first of which is number `first`, rounding to the nearest: (x − x mod M)/M,
+    /// where `rest` is x modulo each of them.
+    fn divide(&self, x: &mut [u64], mut rest: Vec<u64>, first: usize, conversion: &Conversion) {
         let n = self.n();
-        let mut special = sum.split_off(limbs * n);
-        self.backward(&mut special, self.limbs().len());
-        let mut rest = self.from_special.convert(&special, n);
-        rest.truncate(limbs * n);
-        self.forward(&mut rest, 0);
-        for (j, (limb, rest)) in sum.chunks_exact_mut(n).zip(rest.chunks_exact(n)).enumerate() {
-            let (q, inverse) = (self.moduli[j], self.special_inverse[j]);
-            for (x, r) in limb.iter_mut().zip(rest) {
-                *x = q.mul_factor(q.sub(*x, *r), inverse);
-            }
+        self.backward(&mut rest, first);
+        let parts = conversion.split(rest);
+        let mut rest = vec![0; n];
+        for (j, limb) in x.chunks_exact_mut(n).enumerate() {
+            conversion.join(j, &parts, &mut rest);
+            self.tables[j].forward(&mut rest);
+            conversion.divide(j, limb, &rest);
         }
-        sum
+    }
+}
+
+impl Digit {
+    /// Its limbs of a polynomial, as [`Conversion::join`] wants them.
+    fn split(&self, context: &Context, polynomial: &[u64]) -> Parts {
+        let mut limbs = polynomial[self.limbs.start * context.n()..self.limbs.end * context.n()].to_vec();
+        context.backward(&mut limbs, self.limbs.start);
+        self.conversion.split(limbs)
+    }
+
+    /// Which of the conversion's targets is at `place` of the level's limbs and P, where none of its own is.
+    fn target(&self, place: usize) -> usize {
+        if place < self.limbs.start { place } else { place - self.limbs.len() }
     }
 }
 
@@ -314,19 +219,6 @@ fn digits(preset: &Preset, moduli: &[Modulus], level: usize) -> Vec<Digit> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn a_conversion_keeps_the_centred_number(x in any::<i64>(), small in -1000_i64..1000) {
-            let primes: Vec<Modulus> = ntt_primes(16, 40, 4, &mut Vec::new()).into_iter().map(Modulus::new).collect();
-            let conversion = Conversion::new(&primes[..2], &primes[2..]);
-            let residues = |moduli: &[Modulus]| -> Vec<u64> {
-                moduli.iter().flat_map(|m| [m.reduce_signed(x), m.reduce_signed(small)]).collect()
-            };
-            prop_assert_eq!(conversion.convert(&residues(&primes[..2]), 2), residues(&primes[2..]));
-        }
-    }
 
     #[test]
     fn rescaling_divides_and_rounds() {
