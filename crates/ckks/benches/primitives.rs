@@ -10,6 +10,10 @@ use nix::sys::time::TimeValLike;
 use spnn_ckks::{Context, FreshCiphertext, Plaintext, Preset, SecretKey};
 use spnn_crypto::SecretRng;
 
+/// As the binary has it: the system's allocator gives every limb back to the kernel, which costs more than to fill it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     println!(
         "| preset | limbs | encode ms | encrypt ms | decrypt + decode ms | product ms | + relinearize ms | rescale ms | rotate ms | fresh kB |"

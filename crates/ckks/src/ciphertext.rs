@@ -160,10 +160,7 @@ impl Ciphertext {
         let [c0, c1, c2] = &self.parts[..] else {
             return Err(CkksError::Parts { expected: "3", found: self.parts.len() });
         };
-        let [mut k0, mut k1] = self.context.switch(c2, |digit| key.digit(digit));
-        each(&self.context, &mut k0, c0, crate::Modulus::add);
-        each(&self.context, &mut k1, c1, crate::Modulus::add);
-        Ok(Self { parts: vec![k0, k1], ..self.clone() })
+        Ok(self.switched(self.context.switch(c2, &key.0.digits, [Some(c0), Some(c1)])))
     }
 
     /// Divides scale and ciphertext by the last prime, rounding, and takes a level away. A slot is off by at most about
@@ -210,10 +207,12 @@ impl Ciphertext {
             return Ok(self.clone());
         }
         let (places, key) = keys.of(steps).ok_or(CkksError::NoRotation { steps })?;
-        let turn = |part: &[u64]| crate::keys::moved(part, places);
-        let [mut k0, k1] = self.context.switch(&turn(c1), |digit| key.digit(digit));
-        each(&self.context, &mut k0, &turn(c0), crate::Modulus::add);
-        Ok(Self { parts: vec![k0, k1], ..self.clone() })
+        let [c0, c1] = [c0, c1].map(|part| crate::keys::moved(part, places));
+        Ok(self.switched(self.context.switch(&c1, &key.digits, [Some(&c0), None])))
+    }
+
+    fn switched(&self, parts: [Vec<u64>; 2]) -> Self {
+        Self { context: Arc::clone(&self.context), parts: parts.into(), level: self.level, scale: self.scale }
     }
 
     pub(crate) fn is_of(&self, context: &Arc<Context>) -> Result<(), CkksError> {

@@ -129,75 +129,104 @@ impl Context {
 
     /// Divides by the last limb's prime, rounding to the nearest, and drops that limb.
     pub(crate) fn rescale(&self, polynomial: &mut Vec<u64>) {
-        let level = polynomial.len() / self.n() - 1;
-        let last = polynomial.split_off(level * self.n());
-        self.divide(polynomial, last, level, &self.from_last[level]);
+        let n = self.n();
+        let level = polynomial.len() / n - 1;
+        let conversion = &self.from_last[level];
+        let last = self.split(&polynomial[level * n..], level, conversion);
+        polynomial.truncate(level * n);
+        let mut buffer = vec![0; n];
+        for (j, limb) in polynomial.chunks_exact_mut(n).enumerate() {
+            self.divide(limb, j, conversion, &last, &mut buffer);
+        }
     }
 
-    /// Σ_digits d·key, divided by P: what is left of `d`·(the secret that the key stands for), under the secret key. `d` is a
-    /// transformed polynomial of some level; `key` gives both polynomials of a digit, over all moduli.
+    /// Σ_digits d·key, divided by P: what is left of `d`·(the secret that the key stands for), under the secret key; plus
+    /// `others`. `d` is a transformed polynomial of some level; `key` has two polynomials for each digit, over all moduli.
     ///
     /// Hybrid key switching (Han, Ki, "Better bootstrapping for approximate homomorphic encryption", 2020, section 3): the
     /// error it adds is about √(n·digits)·(a digit's product / P)·σ before, and √n after, the division.
-    pub(crate) fn switch<'k>(&self, d: &[u64], key: impl Fn(usize) -> (&'k [u64], &'k [u64])) -> [Vec<u64>; 2] {
+    pub(crate) fn switch(&self, d: &[u64], key: &[[Vec<u64>; 2]], others: [Option<&[u64]>; 2]) -> [Vec<u64>; 2] {
         let n = self.n();
         let (limbs, all) = (d.len() / n, self.limbs().len());
         let digits = &self.digits[limbs - 1];
-        let keys: Vec<_> = (0..digits.len()).map(key).collect();
-        let parts: Vec<Parts> = digits.iter().map(|digit| digit.split(self, d)).collect();
-        // Of the level's limbs and P: where each lies among all moduli.
-        let places: Vec<usize> = (0..limbs).chain(all..self.moduli.len()).collect();
-        let mut sums = [vec![0; places.len() * n], vec![0; places.len() * n]];
-        // Digit by digit would go over both sums as often as there are digits.
-        let mut extended = vec![0; digits.len() * n];
-        for (at, place) in places.iter().enumerate() {
-            for ((digit, parts), limb) in digits.iter().zip(&parts).zip(extended.chunks_exact_mut(n)) {
-                if digit.limbs.contains(place) {
-                    limb.copy_from_slice(&d[place * n..(place + 1) * n]);
-                } else {
-                    digit.conversion.join(digit.target(at), parts, limb);
-                    self.tables[*place].forward(limb);
+        let split = |digit: &Digit| {
+            self.split(&d[digit.limbs.start * n..digit.limbs.end * n], digit.limbs.start, &digit.conversion)
+        };
+        let parts = digits.iter().map(split).collect();
+        let mut products = Products { context: self, d, digits, parts, key, extended: vec![0; digits.len() * n] };
+        // What is to be divided by P, modulo P.
+        let rest = [0, 1].map(|_| vec![0; (self.moduli.len() - all) * n]);
+        let [mut b, mut a] = rest;
+        for (i, (b, a)) in b.chunks_exact_mut(n).zip(a.chunks_exact_mut(n)).enumerate() {
+            products.sum(all + i, limbs + i, [b, a]);
+        }
+        let rest = [b, a].map(|rest| self.split(&rest, all, &self.from_special));
+        let [mut b, mut a] = [0, 1].map(|_| vec![0; limbs * n]);
+        let mut buffer = vec![0; n];
+        // Limb by limb, not step by step: a limb stays in the cache.
+        for (j, (b, a)) in b.chunks_exact_mut(n).zip(a.chunks_exact_mut(n)).enumerate() {
+            products.sum(j, j, [b, a]);
+            for ((sum, rest), other) in [b, a].into_iter().zip(&rest).zip(others) {
+                self.divide(sum, j, &self.from_special, rest, &mut buffer);
+                if let Some(other) = other {
+                    kernel::add(self.moduli[j], sum, &other[j * n..(j + 1) * n]);
                 }
             }
-            for (which, sum) in sums.iter_mut().enumerate() {
-                let key = |(b, a): &(&'k [u64], &'k [u64])| &[*b, *a][which][place * n..(place + 1) * n];
-                let pairs: Vec<_> = extended.chunks_exact(n).zip(keys.iter().map(key)).collect();
-                kernel::sum_of_products(self.moduli[*place], &mut sum[at * n..(at + 1) * n], &pairs);
-            }
         }
-        sums.map(|mut sum| {
-            let special = sum.split_off(limbs * n);
-            self.divide(&mut sum, special, all, &self.from_special);
-            sum
-        })
+        [b, a]
     }
 
-    /// Divides by the product of some moduli, the first of which is number `first`, rounding to the nearest: (x − x mod M)/M,
-    /// where `rest` is x modulo each of them.
-    fn divide(&self, x: &mut [u64], mut rest: Vec<u64>, first: usize, conversion: &Conversion) {
-        let n = self.n();
-        self.backward(&mut rest, first);
-        let parts = conversion.split(rest);
-        let mut rest = vec![0; n];
-        for (j, limb) in x.chunks_exact_mut(n).enumerate() {
-            conversion.join(j, &parts, &mut rest);
-            self.tables[j].forward(&mut rest);
-            conversion.divide(j, limb, &rest);
-        }
+    /// Transformed limbs, the first of which belongs to modulus `first`, for [`Conversion::join`].
+    fn split(&self, limbs: &[u64], first: usize, conversion: &Conversion) -> Parts {
+        let mut limbs = limbs.to_vec();
+        self.backward(&mut limbs, first);
+        conversion.split(limbs)
+    }
+
+    /// Divides limb j by the product of the conversion's primes, rounding to the nearest: (x − x mod M)/M, with `rest` of
+    /// x mod M.
+    fn divide(&self, limb: &mut [u64], j: usize, conversion: &Conversion, rest: &Parts, buffer: &mut [u64]) {
+        conversion.join(j, rest, buffer);
+        self.tables[j].forward(buffer);
+        conversion.divide(j, limb, buffer);
     }
 }
 
-impl Digit {
-    /// Its limbs of a polynomial, as [`Conversion::join`] wants them.
-    fn split(&self, context: &Context, polynomial: &[u64]) -> Parts {
-        let mut limbs = polynomial[self.limbs.start * context.n()..self.limbs.end * context.n()].to_vec();
-        context.backward(&mut limbs, self.limbs.start);
-        self.conversion.split(limbs)
-    }
+/// The products of a polynomial's digits and a key.
+struct Products<'a> {
+    context: &'a Context,
+    d: &'a [u64],
+    digits: &'a [Digit],
+    /// Of each digit.
+    parts: Vec<Parts>,
+    key: &'a [[Vec<u64>; 2]],
+    /// A limb for each digit.
+    extended: Vec<u64>,
+}
 
-    /// Which of the conversion's targets is at `place` of the level's limbs and P, where none of its own is.
-    fn target(&self, place: usize) -> usize {
-        if place < self.limbs.start { place } else { place - self.limbs.len() }
+impl Products<'_> {
+    /// Σ_digits d·key modulo the modulus of that number, which is number `target` of the level's limbs and P.
+    fn sum(&mut self, modulus: usize, target: usize, sums: [&mut [u64]; 2]) {
+        let Self { context, d, digits, parts, key, extended } = self;
+        let n = context.n();
+        let place = modulus * n..(modulus + 1) * n;
+        let mut limbs = Vec::with_capacity(digits.len());
+        for ((digit, parts), limb) in digits.iter().zip(parts).zip(extended.chunks_exact_mut(n)) {
+            if digit.limbs.contains(&modulus) {
+                limbs.push(&d[place.clone()]);
+                continue;
+            }
+            // Its own limbs are no target of its conversion.
+            let before = if target < digit.limbs.start { 0 } else { digit.limbs.len() };
+            digit.conversion.join(target - before, parts, limb);
+            context.tables[modulus].forward(limb);
+            limbs.push(limb);
+        }
+        for (which, sum) in sums.into_iter().enumerate() {
+            let keys = key.iter().map(|digit| &digit[which][place.clone()]);
+            let pairs: Vec<_> = limbs.iter().copied().zip(keys).collect();
+            kernel::sum_of_products(context.moduli[modulus], sum, &pairs);
+        }
     }
 }
 

@@ -215,10 +215,6 @@ impl RelinearizationKey {
     pub(crate) fn context(&self) -> &Arc<Context> {
         &self.0.context
     }
-
-    pub(crate) fn digit(&self, digit: usize) -> (&[u64], &[u64]) {
-        self.0.digit(digit)
-    }
 }
 
 impl RotationKeys {
@@ -255,11 +251,6 @@ impl SwitchingKey {
         let digits = digits.into_iter().enumerate().map(with_uniform).collect();
         Self { context: Arc::clone(context), seed, digits }
     }
-
-    pub(crate) fn digit(&self, digit: usize) -> (&[u64], &[u64]) {
-        let [b, a] = &self.digits[digit];
-        (b, a)
-    }
 }
 
 /// Where a rotation by `steps` brings the values of a transform: X → X^(5^steps).
@@ -270,7 +261,9 @@ fn rotation(context: &Context, steps: usize) -> Vec<usize> {
 
 /// The polynomial whose limbs have at each place what `places` says.
 pub(crate) fn moved(polynomial: &[u64], places: &[usize]) -> Vec<u64> {
-    polynomial.chunks_exact(places.len()).flat_map(|limb| places.iter().map(|p| limb[*p])).collect()
+    let mut moved = Vec::with_capacity(polynomial.len());
+    polynomial.chunks_exact(places.len()).for_each(|limb| moved.extend(places.iter().map(|p| limb[*p])));
+    moved
 }
 
 fn same(ours: &Arc<Context>, theirs: &Arc<Context>) -> Result<(), CkksError> {

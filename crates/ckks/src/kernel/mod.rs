@@ -6,12 +6,21 @@ mod integer;
 
 use crate::double::{Double, centered};
 use crate::modulus::{Factor, Modulus};
+use multiversion::multiversion;
 
 /// Values that are worked on at a time, in the first cache.
 const CHUNK: usize = 512;
 
 /// So many products are summed between two reductions.
 const TERMS: usize = 8;
+
+/// x := x + y.
+#[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl+avx512bw", "x86_64+avx2+fma"))]
+pub(crate) fn add(m: Modulus, x: &mut [u64], y: &[u64]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x = m.add(*x, *y);
+    }
+}
 
 /// sum := Σ x·y of all pairs (x, y), place by place.
 pub(crate) fn sum_of_products(m: Modulus, sum: &mut [u64], pairs: &[(&[u64], &[u64])]) {
