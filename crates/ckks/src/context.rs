@@ -250,6 +250,34 @@ mod tests {
     use super::*;
 
     #[test]
+    fn products_of_polynomials_are_those_of_another_library() {
+        // Digests of products modulo every prime, by fhe-math 0.1.1:
+        // cargo run --release --manifest-path benches/fhe_peer/Cargo.toml -- products N BITS,…
+        let expected: [u64; 4] =
+            [0xe942_b0f2_6a60_2ee7, 0xa2e3_2f7f_30ec_7182, 0xfc71_d83d_169f_3e88, 0x1eb2_1e8b_b066_49fd];
+        for (preset, expected) in Preset::ALL.into_iter().zip(expected) {
+            let context = Context::new(preset).unwrap();
+            let n = context.n();
+            let mut digest = 0xcbf2_9ce4_8422_2325;
+            for (number, modulus) in context.moduli().iter().enumerate() {
+                let q = modulus.value();
+                let draw = |k: u64| -> Vec<u64> {
+                    let drawn = |i: u64| ((i + 1).wrapping_mul(k).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 1) % q;
+                    (0..n as u64).map(drawn).collect()
+                };
+                let (mut x, mut y, mut product) = (draw(1), draw(q), vec![0; n]);
+                context.forward(&mut x, number);
+                context.forward(&mut y, number);
+                kernel::sum_of_products(*modulus, &mut product, &[(&x, &y)]);
+                context.backward(&mut product, number);
+                // FNV-1a, word by word.
+                digest = product.iter().fold(digest, |digest: u64, x| (digest ^ x).wrapping_mul(0x0100_0000_01b3));
+            }
+            assert_eq!(digest, expected, "{preset:?}: {digest:#x}");
+        }
+    }
+
+    #[test]
     fn rescaling_divides_and_rounds() {
         let context = Context::new(&Preset::N4096).unwrap();
         let q = context.limbs()[2].value().cast_signed();
