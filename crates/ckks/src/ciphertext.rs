@@ -63,7 +63,7 @@ impl Ciphertext {
     /// # Errors
     /// [`CkksError::Level`], [`CkksError::Scales`], [`CkksError::Contexts`].
     pub fn add(&self, other: &Self) -> Result<Self, CkksError> {
-        self.combine(other, |context, x, y| each(context, x, y, crate::Modulus::add))
+        self.combine(other, |context, x, y| each(context, x, y, kernel::add))
     }
 
     /// Slot by slot.
@@ -71,7 +71,7 @@ impl Ciphertext {
     /// # Errors
     /// As [`add`](Self::add).
     pub fn sub(&self, other: &Self) -> Result<Self, CkksError> {
-        self.combine(other, |context, x, y| each(context, x, y, crate::Modulus::sub))
+        self.combine(other, |context, x, y| each(context, x, y, kernel::sub))
     }
 
     fn combine(&self, other: &Self, both: impl Fn(&Context, &mut [u64], &[u64])) -> Result<Self, CkksError> {
@@ -93,7 +93,7 @@ impl Ciphertext {
         self.fits(&plain.context, plain.level)?;
         self.has_scale(plain.scale)?;
         let mut result = self.clone();
-        each(&self.context, &mut result.parts[0], &plain.polynomial, crate::Modulus::add);
+        each(&self.context, &mut result.parts[0], &plain.polynomial, kernel::add);
         Ok(result)
     }
 
@@ -106,7 +106,7 @@ impl Ciphertext {
         let mut result = self.clone();
         result.scale = self.scale_of_product(plain.scale)?;
         for part in &mut result.parts {
-            each(&self.context, part, &plain.polynomial, crate::Modulus::mul);
+            each(&self.context, part, &plain.polynomial, kernel::mul);
         }
         Ok(result)
     }
@@ -243,12 +243,10 @@ impl Ciphertext {
     }
 }
 
-/// Limb by limb and place by place.
-pub(crate) fn each(context: &Context, x: &mut [u64], y: &[u64], op: impl Fn(crate::Modulus, u64, u64) -> u64) {
+/// Limb by limb.
+pub(crate) fn each(context: &Context, x: &mut [u64], y: &[u64], op: impl Fn(crate::Modulus, &mut [u64], &[u64])) {
     let n = context.n();
     for ((x, y), q) in x.chunks_exact_mut(n).zip(y.chunks_exact(n)).zip(context.moduli()) {
-        for (x, y) in x.iter_mut().zip(y) {
-            *x = op(*q, *x, *y);
-        }
+        op(*q, x, y);
     }
 }

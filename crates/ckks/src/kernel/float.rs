@@ -7,6 +7,13 @@ use multiversion::multiversion;
 /// Parts that [`join`] has room for.
 pub(super) const PARTS_MAX: usize = 4;
 
+#[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl+avx512bw", "x86_64+avx2+fma"))]
+pub(super) fn mul(m: Double, x: &mut [u64], y: &[u64]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x = m.to_integer(m.mul(to_float(*x), to_float(*y)));
+    }
+}
+
 /// A reduced sum (1/2) and eight products of residues from 0 to p (7/8 each).
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl+avx512bw", "x86_64+avx2+fma"))]
 pub(super) fn sum_of_products(m: Double, sum: &mut [u64], pairs: &[(&[u64], &[u64])]) {

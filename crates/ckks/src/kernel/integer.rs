@@ -3,6 +3,12 @@
 use super::{CHUNK, TERMS};
 use crate::modulus::{Factor, Modulus};
 
+pub(super) fn mul(m: Modulus, x: &mut [u64], y: &[u64]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x = m.mul(*x, *y);
+    }
+}
+
 pub(super) fn sum_of_products(m: Modulus, sum: &mut [u64], pairs: &[(&[u64], &[u64])]) {
     for (i, sum) in sum.chunks_mut(CHUNK).enumerate() {
         let places = i * CHUNK..i * CHUNK + sum.len();

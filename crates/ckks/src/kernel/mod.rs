@@ -22,6 +22,22 @@ pub(crate) fn add(m: Modulus, x: &mut [u64], y: &[u64]) {
     }
 }
 
+/// x := x − y.
+#[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl+avx512bw", "x86_64+avx2+fma"))]
+pub(crate) fn sub(m: Modulus, x: &mut [u64], y: &[u64]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x = m.sub(*x, *y);
+    }
+}
+
+/// x := x·y.
+pub(crate) fn mul(m: Modulus, x: &mut [u64], y: &[u64]) {
+    match Double::new(m) {
+        Some(double) => float::mul(double, x, y),
+        None => integer::mul(m, x, y),
+    }
+}
+
 /// sum := Σ x·y of all pairs (x, y), place by place.
 pub(crate) fn sum_of_products(m: Modulus, sum: &mut [u64], pairs: &[(&[u64], &[u64])]) {
     match Double::new(m) {
@@ -104,6 +120,13 @@ mod tests {
                 integer::sum_of_products(m, &mut other, &references);
                 prop_assert_eq!(one, other);
                 references = vec![(&largest, &largest); references.len() + 8];
+            }
+
+            for y in [of(2), largest] {
+                let (mut one, mut other) = (of(1), of(1));
+                float::mul(double, &mut one, &y);
+                integer::mul(m, &mut other, &y);
+                prop_assert_eq!(one, other);
             }
 
             let (mut one, mut other) = (of(1), of(1));
