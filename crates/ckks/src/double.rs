@@ -53,7 +53,9 @@ impl Double {
     /// The representative from 0 to p, of a number within p of 0.
     #[inline(always)]
     pub(crate) fn positive(self, x: f64) -> f64 {
-        if x < 0.0 { x + self.p } else { x }
+        // By a mask, not by a branch: x may be secret.
+        let below = u64::from(x < 0.0).wrapping_neg();
+        x + f64::from_bits(self.p.to_bits() & below)
     }
 
     /// The same as an integer.
