@@ -410,7 +410,7 @@ fn opened(key: &PublicKey, secret: &SecretKey, packing: &Packing, count: usize, 
 }
 
 /// An error is a line for people, not a copy of what was sent.
-fn readable(error: &dyn std::error::Error) {
+pub(crate) fn readable(error: &dyn std::error::Error) {
     let text = error.to_string();
     assert!(text.len() < 1000, "{text}");
 }

@@ -8,6 +8,7 @@
 
 #[path = "../../tests/kit/allocations.rs"]
 mod allocations;
+mod ckks;
 mod decoders;
 mod input;
 mod peers;
@@ -55,6 +56,8 @@ pub const TARGETS: &[Target] = targets! {
     csv: decoders::csv, 48 * MIB;
     certificate: decoders::certificate, 512 * KIB;
     paillier: decoders::paillier, 2 * MIB;
+    // A key for products, with its seed expanded, is 2.6 MB; what it was read from and written to, 1 MB each.
+    ckks: ckks::ckks, 8 * MIB;
     party: roles::party, MIB;
     server: roles::server, MIB;
     coordinator: roles::coordinator, MIB;

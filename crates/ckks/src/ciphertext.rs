@@ -1,5 +1,6 @@
 //! What is computed on: sums, products, rescaling, rotation.
 
+use crate::kernel;
 use crate::keys::{RelinearizationKey, RotationKeys};
 use crate::sampling::uniform;
 use crate::{CkksError, Context, Plaintext};
@@ -74,7 +75,7 @@ impl Ciphertext {
     /// # Errors
     /// [`CkksError::Level`], [`CkksError::Scales`], [`CkksError::Contexts`].
     pub fn add(&self, other: &Self) -> Result<Self, CkksError> {
-        self.combine(other, |context, x, y| each(context, x, y, crate::Modulus::add))
+        self.combine(other, |context, x, y| each(context, x, y, kernel::add))
     }
 
     /// Slot by slot.
@@ -82,7 +83,7 @@ impl Ciphertext {
     /// # Errors
     /// As [`add`](Self::add).
     pub fn sub(&self, other: &Self) -> Result<Self, CkksError> {
-        self.combine(other, |context, x, y| each(context, x, y, crate::Modulus::sub))
+        self.combine(other, |context, x, y| each(context, x, y, kernel::sub))
     }
 
     fn combine(&self, other: &Self, both: impl Fn(&Context, &mut [u64], &[u64])) -> Result<Self, CkksError> {
@@ -104,7 +105,7 @@ impl Ciphertext {
         self.fits(&plain.context, plain.level)?;
         self.has_scale(plain.scale)?;
         let mut result = self.clone();
-        each(&self.context, &mut result.parts[0], &plain.polynomial, crate::Modulus::add);
+        each(&self.context, &mut result.parts[0], &plain.polynomial, kernel::add);
         Ok(result)
     }
 
@@ -117,7 +118,7 @@ impl Ciphertext {
         let mut result = self.clone();
         result.scale = self.scale_of_product(plain.scale)?;
         for part in &mut result.parts {
-            each(&self.context, part, &plain.polynomial, crate::Modulus::mul);
+            each(&self.context, part, &plain.polynomial, kernel::mul);
         }
         Ok(result)
     }
@@ -144,18 +145,21 @@ impl Ciphertext {
     pub fn mul(&self, other: &Self) -> Result<Self, CkksError> {
         self.fits(&other.context, other.level)?;
         let scale = self.scale_of_product(other.scale)?;
-        let (n, limbs) = (self.context.n(), self.context.limbs());
-        let mut parts = vec![vec![0; self.parts[0].len()]; self.parts.len() + other.parts.len() - 1];
-        for (i, x) in self.parts.iter().enumerate() {
-            for (j, y) in other.parts.iter().enumerate() {
-                let sums = parts[i + j].chunks_exact_mut(n);
-                for (((sum, x), y), q) in sums.zip(x.chunks_exact(n)).zip(y.chunks_exact(n)).zip(limbs) {
-                    for ((s, x), y) in sum.iter_mut().zip(x).zip(y) {
-                        *s = q.add(*s, q.mul(*x, *y));
-                    }
-                }
+        let n = self.context.n();
+        let part = |number: usize| {
+            let pairs = |limb: usize| -> Vec<(&[u64], &[u64])> {
+                let limb = limb * n..(limb + 1) * n;
+                let pairs =
+                    self.parts.iter().zip((0..=number).rev()).filter_map(|(x, j)| Some((x, other.parts.get(j)?)));
+                pairs.map(|(x, y)| (&x[limb.clone()], &y[limb.clone()])).collect()
+            };
+            let mut sum = vec![0; self.parts[0].len()];
+            for (limb, (sum, q)) in sum.chunks_exact_mut(n).zip(self.context.limbs()).enumerate() {
+                kernel::sum_of_products(*q, sum, &pairs(limb));
             }
-        }
+            sum
+        };
+        let parts = (0..self.parts.len() + other.parts.len() - 1).map(part).collect();
         Ok(Self { context: Arc::clone(&self.context), parts, level: self.level, scale })
     }
 
@@ -168,10 +172,7 @@ impl Ciphertext {
         let [c0, c1, c2] = &self.parts[..] else {
             return Err(CkksError::Parts { expected: "3", found: self.parts.len() });
         };
-        let [mut k0, mut k1] = self.context.switch(c2, |digit| key.digit(digit));
-        each(&self.context, &mut k0, c0, crate::Modulus::add);
-        each(&self.context, &mut k1, c1, crate::Modulus::add);
-        Ok(Self { parts: vec![k0, k1], ..self.clone() })
+        Ok(self.switched(self.context.switch(c2, &key.0.digits, [Some(c0), Some(c1)])))
     }
 
     /// Divides scale and ciphertext by the last prime, rounding, and takes a level away. A slot is off by at most about
@@ -218,10 +219,12 @@ impl Ciphertext {
             return Ok(self.clone());
         }
         let (places, key) = keys.of(steps).ok_or(CkksError::NoRotation { steps })?;
-        let turn = |part: &[u64]| crate::keys::moved(part, places);
-        let [mut k0, k1] = self.context.switch(&turn(c1), |digit| key.digit(digit));
-        each(&self.context, &mut k0, &turn(c0), crate::Modulus::add);
-        Ok(Self { parts: vec![k0, k1], ..self.clone() })
+        let [c0, c1] = [c0, c1].map(|part| crate::keys::moved(part, places));
+        Ok(self.switched(self.context.switch(&c1, &key.digits, [Some(&c0), None])))
+    }
+
+    fn switched(&self, parts: [Vec<u64>; 2]) -> Self {
+        Self { context: Arc::clone(&self.context), parts: parts.into(), level: self.level, scale: self.scale }
     }
 
     pub(crate) fn is_of(&self, context: &Arc<Context>) -> Result<(), CkksError> {
@@ -252,12 +255,10 @@ impl Ciphertext {
     }
 }
 
-/// Limb by limb and place by place.
-pub(crate) fn each(context: &Context, x: &mut [u64], y: &[u64], op: impl Fn(crate::Modulus, u64, u64) -> u64) {
+/// Limb by limb.
+pub(crate) fn each(context: &Context, x: &mut [u64], y: &[u64], op: impl Fn(crate::Modulus, &mut [u64], &[u64])) {
     let n = context.n();
     for ((x, y), q) in x.chunks_exact_mut(n).zip(y.chunks_exact(n)).zip(context.moduli()) {
-        for (x, y) in x.iter_mut().zip(y) {
-            *x = op(*q, *x, *y);
-        }
+        op(*q, x, y);
     }
 }

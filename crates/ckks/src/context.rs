@@ -1,7 +1,9 @@
 //! Everything that a preset determines: primes, transforms and conversions between residue systems.
 
+use crate::conversion::{Conversion, Parts};
 use crate::encoding::Embedding;
-use crate::modulus::{Factor, Modulus, ntt_primes};
+use crate::kernel;
+use crate::modulus::{Modulus, ntt_primes};
 use crate::ntt::NttTable;
 use crate::{CkksError, Preset};
 use std::ops::Range;
@@ -17,14 +19,12 @@ pub struct Context {
     moduli: Vec<Modulus>,
     tables: Vec<NttTable>,
     pub(crate) embedding: Embedding,
-    /// 1/q_l modulo q_j, for each level l and j < l.
-    rescale: Vec<Vec<Factor>>,
+    /// For each level l, from q_l to the limbs below.
+    from_last: Vec<Conversion>,
     /// For each level, its digits.
     digits: Vec<Vec<Digit>>,
     /// From P to all limbs of Q.
     from_special: Conversion,
-    /// 1/P modulo each limb.
-    special_inverse: Vec<Factor>,
 }
 
 /// A group of limbs that key switching takes together.
@@ -32,82 +32,6 @@ struct Digit {
     limbs: Range<usize>,
     /// To every other limb of the level, in order, and P.
     conversion: Conversion,
-}
-
-/// From residues modulo some primes, whose product is M, to residues of the same whole number in [−M/2, M/2) modulo others.
-struct Conversion {
-    from: Vec<Modulus>,
-    /// (M/p)⁻¹ modulo p.
-    inverses: Vec<Factor>,
-    /// 1/p.
-    shares: Vec<f64>,
-    to: Vec<Target>,
-}
-
-struct Target {
-    modulus: Modulus,
-    /// M/p modulo this one, for each p.
-    factors: Vec<Factor>,
-    /// −v·M modulo this one, for each v that there can be.
-    corrections: Vec<u64>,
-}
-
-impl Conversion {
-    fn new(from: &[Modulus], to: &[Modulus]) -> Self {
-        let without = |skipped: usize, modulus: Modulus| {
-            let others = from.iter().enumerate().filter(|(i, _)| *i != skipped);
-            others.fold(1, |product, (_, p)| modulus.mul(product, modulus.reduce(p.value())))
-        };
-        let inverse = |(i, p): (usize, &Modulus)| p.factor(p.inverse(without(i, *p)));
-        let target = |modulus: &Modulus| {
-            let product = without(usize::MAX, *modulus);
-            Target {
-                modulus: *modulus,
-                factors: (0..from.len()).map(|i| modulus.factor(without(i, *modulus))).collect(),
-                corrections: (0..=from.len() as u64).map(|v| modulus.sub(0, modulus.mul(v, product))).collect(),
-            }
-        };
-        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let share = |p: &Modulus| 1.0 / p.value() as f64;
-        Self {
-            from: from.to_vec(),
-            inverses: from.iter().enumerate().map(inverse).collect(),
-            shares: from.iter().map(share).collect(),
-            to: to.iter().map(target).collect(),
-        }
-    }
-
-    /// Converts `from`, coefficients limb after limb, to coefficients limb after limb.
-    ///
-    /// x = Σ y_i·(M/p_i) − v·M with y_i = x·(M/p_i)⁻¹ mod p_i and v = round(Σ y_i/p_i). Close to ±M/2 the rounding may fall
-    /// to the other side: the result then differs from the centred one by M, which is the same residue.
-    fn convert(&self, from: &[u64], n: usize) -> Vec<u64> {
-        let mut parts = vec![0; from.len()];
-        let mut overflow = vec![0.0; n];
-        for (i, (limb, parts)) in from.chunks_exact(n).zip(parts.chunks_exact_mut(n)).enumerate() {
-            let (p, inverse, share) = (self.from[i], self.inverses[i], self.shares[i]);
-            for ((x, y), sum) in limb.iter().zip(parts).zip(&mut overflow) {
-                *y = p.mul_factor(*x, inverse);
-                #[expect(clippy::cast_precision_loss, reason = "below 2^51, exact")]
-                let y = *y as f64;
-                *sum += y * share;
-            }
-        }
-        let mut converted = Vec::with_capacity(self.to.len() * n);
-        for Target { modulus, factors, corrections } in &self.to {
-            let start = converted.len();
-            // Half and more counts as one.
-            converted.extend(overflow.iter().map(|v| corrections[(v + 0.5) as usize]));
-            for (factor, parts) in factors.iter().zip(parts.chunks_exact(n)) {
-                for (sum, y) in converted[start..].iter_mut().zip(parts) {
-                    // Below 2q each, and fewer than 2^12 of them.
-                    *sum += modulus.mul_lazy(*y, *factor);
-                }
-            }
-            converted[start..].iter_mut().for_each(|sum| *sum = modulus.reduce(*sum));
-        }
-        converted
-    }
 }
 
 impl Context {
@@ -124,22 +48,13 @@ impl Context {
             bits.flat_map(|bits| ntt_primes(n, *bits, 1, &mut taken)).map(Modulus::new).collect();
         let limbs = preset.limb_bits().len();
         let (q, p) = moduli.split_at(limbs);
-        let rescale = (0..limbs).map(|l| {
-            let inverse = |j: usize| q[j].factor(q[j].inverse(q[j].reduce(q[l].value())));
-            (0..l).map(inverse).collect()
-        });
-        let special = |q: &Modulus| {
-            let product = p.iter().fold(1, |product, p| q.mul(product, q.reduce(p.value())));
-            q.factor(q.inverse(product))
-        };
         Ok(Arc::new(Self {
             preset,
             tables: moduli.iter().map(|m| NttTable::new(*m, n)).collect(),
             embedding: Embedding::new(n),
-            rescale: rescale.collect(),
+            from_last: (0..limbs).map(|l| Conversion::new(&q[l..=l], &q[..l])).collect(),
             digits: (0..limbs).map(|level| digits(preset, &moduli, level)).collect(),
             from_special: Conversion::new(p, q),
-            special_inverse: q.iter().map(special).collect(),
             moduli,
         }))
     }
@@ -216,83 +131,102 @@ impl Context {
     pub(crate) fn rescale(&self, polynomial: &mut Vec<u64>) {
         let n = self.n();
         let level = polynomial.len() / n - 1;
-        let mut last = polynomial.split_off(level * n);
-        self.backward(&mut last, level);
-        let q_last = self.moduli[level];
-        let mut rest = vec![0; n];
+        let conversion = &self.from_last[level];
+        let last = self.split(&polynomial[level * n..], level, conversion);
+        polynomial.truncate(level * n);
+        let mut buffer = vec![0; n];
         for (j, limb) in polynomial.chunks_exact_mut(n).enumerate() {
-            let (q, inverse) = (self.moduli[j], self.rescale[level][j]);
-            for (r, x) in rest.iter_mut().zip(&last) {
-                *r = q.reduce_signed(q_last.centered(*x));
-            }
-            self.tables[j].forward(&mut rest);
-            for (x, r) in limb.iter_mut().zip(&rest) {
-                *x = q.mul_factor(q.sub(*x, *r), inverse);
-            }
+            self.divide(limb, j, conversion, &last, &mut buffer);
         }
     }
 
-    /// Σ_digits d·key, divided by P: what is left of `d`·(the secret that the key stands for), under the secret key. `d` is a
-    /// transformed polynomial of some level; `key` gives both polynomials of a digit, over all moduli.
+    /// Σ_digits d·key, divided by P: what is left of `d`·(the secret that the key stands for), under the secret key; plus
+    /// `others`. `d` is a transformed polynomial of some level; `key` has two polynomials for each digit, over all moduli.
     ///
     /// Hybrid key switching (Han, Ki, "Better bootstrapping for approximate homomorphic encryption", 2020, section 3): the
     /// error it adds is about √(n·digits)·(a digit's product / P)·σ before, and √n after, the division.
-    pub(crate) fn switch<'k>(&self, d: &[u64], key: impl Fn(usize) -> (&'k [u64], &'k [u64])) -> [Vec<u64>; 2] {
+    pub(crate) fn switch(&self, d: &[u64], key: &[[Vec<u64>; 2]], others: [Option<&[u64]>; 2]) -> [Vec<u64>; 2] {
         let n = self.n();
         let (limbs, all) = (d.len() / n, self.limbs().len());
-        let specials = self.moduli.len() - all;
-        // Of the level's limbs and P: where each lies among all moduli.
-        let places: Vec<usize> = (0..limbs).chain(all..all + specials).collect();
-        let mut coefficients = d.to_vec();
-        self.backward(&mut coefficients, 0);
-        let mut sums = [vec![0_u128; places.len() * n], vec![0; places.len() * n]];
-        for (number, digit) in self.digits[limbs - 1].iter().enumerate() {
-            let own = digit.limbs.start * n..digit.limbs.end * n;
-            let mut others = digit.conversion.convert(&coefficients[own.clone()], n).into_iter();
-            let keys = key(number);
-            let mut extended = vec![0; n];
-            for (at, place) in places.iter().enumerate() {
-                let digit_limb = if digit.limbs.contains(place) {
-                    &d[place * n..(place + 1) * n]
-                } else {
-                    extended.clear();
-                    extended.extend(others.by_ref().take(n));
-                    self.tables[*place].forward(&mut extended);
-                    &extended[..]
-                };
-                for (sum, key) in sums.iter_mut().zip([keys.0, keys.1]) {
-                    let key = &key[place * n..(place + 1) * n];
-                    for ((s, x), k) in sum[at * n..(at + 1) * n].iter_mut().zip(digit_limb).zip(key) {
-                        // No preset has more than eight digits.
-                        *s += u128::from(*x) * u128::from(*k);
-                    }
+        let digits = &self.digits[limbs - 1];
+        let split = |digit: &Digit| {
+            self.split(&d[digit.limbs.start * n..digit.limbs.end * n], digit.limbs.start, &digit.conversion)
+        };
+        let parts = digits.iter().map(split).collect();
+        let mut products = Products { context: self, d, digits, parts, key, extended: vec![0; digits.len() * n] };
+        // What is to be divided by P, modulo P.
+        let rest = [0, 1].map(|_| vec![0; (self.moduli.len() - all) * n]);
+        let [mut b, mut a] = rest;
+        for (i, (b, a)) in b.chunks_exact_mut(n).zip(a.chunks_exact_mut(n)).enumerate() {
+            products.sum(all + i, limbs + i, [b, a]);
+        }
+        let rest = [b, a].map(|rest| self.split(&rest, all, &self.from_special));
+        let [mut b, mut a] = [0, 1].map(|_| vec![0; limbs * n]);
+        let mut buffer = vec![0; n];
+        // Limb by limb, not step by step: a limb stays in the cache.
+        for (j, (b, a)) in b.chunks_exact_mut(n).zip(a.chunks_exact_mut(n)).enumerate() {
+            products.sum(j, j, [b, a]);
+            for ((sum, rest), other) in [b, a].into_iter().zip(&rest).zip(others) {
+                self.divide(sum, j, &self.from_special, rest, &mut buffer);
+                if let Some(other) = other {
+                    kernel::add(self.moduli[j], sum, &other[j * n..(j + 1) * n]);
                 }
             }
         }
-        sums.map(|sum| {
-            let limb = |(sum, place): (&[u128], &usize)| {
-                let q = self.moduli[*place];
-                sum.iter().map(|s| q.reduce_sum(*s)).collect::<Vec<u64>>()
-            };
-            self.divide_by_special(sum.chunks_exact(n).zip(&places).flat_map(limb).collect(), limbs)
-        })
+        [b, a]
     }
 
-    /// Divides by P, rounding to the nearest, and drops its limbs.
-    fn divide_by_special(&self, mut sum: Vec<u64>, limbs: usize) -> Vec<u64> {
-        let n = self.n();
-        let mut special = sum.split_off(limbs * n);
-        self.backward(&mut special, self.limbs().len());
-        let mut rest = self.from_special.convert(&special, n);
-        rest.truncate(limbs * n);
-        self.forward(&mut rest, 0);
-        for (j, (limb, rest)) in sum.chunks_exact_mut(n).zip(rest.chunks_exact(n)).enumerate() {
-            let (q, inverse) = (self.moduli[j], self.special_inverse[j]);
-            for (x, r) in limb.iter_mut().zip(rest) {
-                *x = q.mul_factor(q.sub(*x, *r), inverse);
+    /// Transformed limbs, the first of which belongs to modulus `first`, for [`Conversion::join`].
+    fn split(&self, limbs: &[u64], first: usize, conversion: &Conversion) -> Parts {
+        let mut limbs = limbs.to_vec();
+        self.backward(&mut limbs, first);
+        conversion.split(limbs)
+    }
+
+    /// Divides limb j by the product of the conversion's primes, rounding to the nearest: (x − x mod M)/M, with `rest` of
+    /// x mod M.
+    fn divide(&self, limb: &mut [u64], j: usize, conversion: &Conversion, rest: &Parts, buffer: &mut [u64]) {
+        conversion.join(j, rest, buffer);
+        self.tables[j].forward(buffer);
+        conversion.divide(j, limb, buffer);
+    }
+}
+
+/// The products of a polynomial's digits and a key.
+struct Products<'a> {
+    context: &'a Context,
+    d: &'a [u64],
+    digits: &'a [Digit],
+    /// Of each digit.
+    parts: Vec<Parts>,
+    key: &'a [[Vec<u64>; 2]],
+    /// A limb for each digit.
+    extended: Vec<u64>,
+}
+
+impl Products<'_> {
+    /// Σ_digits d·key modulo the modulus of that number, which is number `target` of the level's limbs and P.
+    fn sum(&mut self, modulus: usize, target: usize, sums: [&mut [u64]; 2]) {
+        let Self { context, d, digits, parts, key, extended } = self;
+        let n = context.n();
+        let place = modulus * n..(modulus + 1) * n;
+        let mut limbs = Vec::with_capacity(digits.len());
+        for ((digit, parts), limb) in digits.iter().zip(parts).zip(extended.chunks_exact_mut(n)) {
+            if digit.limbs.contains(&modulus) {
+                limbs.push(&d[place.clone()]);
+                continue;
             }
+            // Its own limbs are no target of its conversion.
+            let before = if target < digit.limbs.start { 0 } else { digit.limbs.len() };
+            digit.conversion.join(target - before, parts, limb);
+            context.tables[modulus].forward(limb);
+            limbs.push(limb);
         }
-        sum
+        for (which, sum) in sums.into_iter().enumerate() {
+            let keys = key.iter().map(|digit| &digit[which][place.clone()]);
+            let pairs: Vec<_> = limbs.iter().copied().zip(keys).collect();
+            kernel::sum_of_products(context.moduli[modulus], sum, &pairs);
+        }
     }
 }
 
@@ -314,17 +248,32 @@ fn digits(preset: &Preset, moduli: &[Modulus], level: usize) -> Vec<Digit> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
-    proptest! {
-        #[test]
-        fn a_conversion_keeps_the_centred_number(x in any::<i64>(), small in -1000_i64..1000) {
-            let primes: Vec<Modulus> = ntt_primes(16, 40, 4, &mut Vec::new()).into_iter().map(Modulus::new).collect();
-            let conversion = Conversion::new(&primes[..2], &primes[2..]);
-            let residues = |moduli: &[Modulus]| -> Vec<u64> {
-                moduli.iter().flat_map(|m| [m.reduce_signed(x), m.reduce_signed(small)]).collect()
-            };
-            prop_assert_eq!(conversion.convert(&residues(&primes[..2]), 2), residues(&primes[2..]));
+    #[test]
+    fn products_of_polynomials_are_those_of_another_library() {
+        // Digests of products modulo every prime, by fhe-math 0.1.1:
+        // cargo run --release --manifest-path benches/fhe_peer/Cargo.toml -- products N BITS,…
+        let expected: [u64; 4] =
+            [0xe942_b0f2_6a60_2ee7, 0xa2e3_2f7f_30ec_7182, 0xfc71_d83d_169f_3e88, 0x1eb2_1e8b_b066_49fd];
+        for (preset, expected) in Preset::ALL.into_iter().zip(expected) {
+            let context = Context::new(preset).unwrap();
+            let n = context.n();
+            let mut digest = 0xcbf2_9ce4_8422_2325;
+            for (number, modulus) in context.moduli().iter().enumerate() {
+                let q = modulus.value();
+                let draw = |k: u64| -> Vec<u64> {
+                    let drawn = |i: u64| ((i + 1).wrapping_mul(k).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 1) % q;
+                    (0..n as u64).map(drawn).collect()
+                };
+                let (mut x, mut y, mut product) = (draw(1), draw(q), vec![0; n]);
+                context.forward(&mut x, number);
+                context.forward(&mut y, number);
+                kernel::sum_of_products(*modulus, &mut product, &[(&x, &y)]);
+                context.backward(&mut product, number);
+                // FNV-1a, word by word.
+                digest = product.iter().fold(digest, |digest: u64, x| (digest ^ x).wrapping_mul(0x0100_0000_01b3));
+            }
+            assert_eq!(digest, expected, "{preset:?}: {digest:#x}");
         }
     }
 

@@ -1,9 +1,10 @@
 //! Keys: the secret one, and those made of it for others.
 
 use crate::ciphertext::{FreshCiphertext, each};
+use crate::kernel;
 use crate::ntt::automorphism;
 use crate::sampling::{errors, ternary, uniform};
-use crate::{Ciphertext, CkksError, Context, Modulus, Plaintext};
+use crate::{Ciphertext, CkksError, Context, Plaintext};
 use spnn_crypto::SecretRng;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -68,7 +69,7 @@ impl SecretKey {
         let seed = rng.bytes32();
         let a = uniform(&seed, 0, &self.context.limbs()[..limbs], n);
         let mut c0 = self.masked(&a, rng);
-        each(&self.context, &mut c0, &plain.polynomial, Modulus::add);
+        each(&self.context, &mut c0, &plain.polynomial, kernel::add);
         Ok(FreshCiphertext { context: Arc::clone(&self.context), c0, seed, level: plain.level, scale: plain.scale })
     }
 
@@ -76,13 +77,9 @@ impl SecretKey {
     fn masked(&self, a: &[u64], rng: &mut SecretRng) -> Vec<u64> {
         let n = self.context.n();
         let mut masked = Zeroizing::new(self.context.small(&errors(n, rng), a.len() / n));
-        for (((e, a), s), q) in
-            masked.chunks_exact_mut(n).zip(a.chunks_exact(n)).zip(self.s.chunks_exact(n)).zip(self.context.moduli())
-        {
-            for ((e, a), s) in e.iter_mut().zip(a).zip(s) {
-                *e = q.sub(*e, q.mul(*a, *s));
-            }
-        }
+        let mut product = Zeroizing::new(self.s[..a.len()].to_vec());
+        each(&self.context, &mut product, a, kernel::mul);
+        each(&self.context, &mut masked, &product, kernel::sub);
         std::mem::take(&mut masked)
     }
 
@@ -100,7 +97,7 @@ impl SecretKey {
     /// [`CkksError::NoKeySwitching`].
     pub fn relinearization_key(&self, rng: &mut SecretRng) -> Result<RelinearizationKey, CkksError> {
         let mut square = Zeroizing::new(self.s.to_vec());
-        each(&self.context, &mut square, &self.s, Modulus::mul);
+        each(&self.context, &mut square, &self.s, kernel::mul);
         Ok(RelinearizationKey(self.switching_key(&square, rng)?))
     }
 
@@ -147,8 +144,8 @@ impl SecretKey {
         ciphertext.is_of(&self.context)?;
         let mut polynomial: Vec<u64> = ciphertext.parts.last().cloned().unwrap_or_default();
         for part in ciphertext.parts.iter().rev().skip(1) {
-            each(&self.context, &mut polynomial, &self.s, Modulus::mul);
-            each(&self.context, &mut polynomial, part, Modulus::add);
+            each(&self.context, &mut polynomial, &self.s, kernel::mul);
+            each(&self.context, &mut polynomial, part, kernel::add);
         }
         let Ciphertext { level, scale, .. } = *ciphertext;
         Ok(Plaintext { context: Arc::clone(&self.context), polynomial, level, scale })
@@ -183,7 +180,7 @@ impl SecretKey {
         };
         let noise: Zeroizing<Vec<i64>> = Zeroizing::new(bytes.chunks_exact(8).map(number).collect());
         let noise = Zeroizing::new(self.context.small(&noise, plain.level + 1));
-        each(&self.context, &mut plain.polynomial, &noise, Modulus::add);
+        each(&self.context, &mut plain.polynomial, &noise, kernel::add);
         Ok(plain)
     }
 }
@@ -199,14 +196,14 @@ impl PublicKey {
         let v = Zeroizing::new(context.small(&ternary(n, rng), limbs));
         let mut of = |key: &[u64]| {
             let mut part = key[..limbs * n].to_vec();
-            each(context, &mut part, &v, Modulus::mul);
+            each(context, &mut part, &v, kernel::mul);
             let error = Zeroizing::new(context.small(&errors(n, rng), limbs));
-            each(context, &mut part, &error, Modulus::add);
+            each(context, &mut part, &error, kernel::add);
             part
         };
         let a = uniform(&self.seed, 0, &context.limbs()[..limbs], n);
         let (mut c0, c1) = (of(&self.b), of(&a));
-        each(context, &mut c0, &plain.polynomial, Modulus::add);
+        each(context, &mut c0, &plain.polynomial, kernel::add);
         Ok(Ciphertext { context: Arc::clone(context), parts: vec![c0, c1], level: plain.level, scale: plain.scale })
     }
 }
@@ -214,10 +211,6 @@ impl PublicKey {
 impl RelinearizationKey {
     pub(crate) fn context(&self) -> &Arc<Context> {
         &self.0.context
-    }
-
-    pub(crate) fn digit(&self, digit: usize) -> (&[u64], &[u64]) {
-        self.0.digit(digit)
     }
 }
 
@@ -255,11 +248,6 @@ impl SwitchingKey {
         let digits = digits.into_iter().enumerate().map(with_uniform).collect();
         Self { context: Arc::clone(context), seed, digits }
     }
-
-    pub(crate) fn digit(&self, digit: usize) -> (&[u64], &[u64]) {
-        let [b, a] = &self.digits[digit];
-        (b, a)
-    }
 }
 
 /// Where a rotation by `steps` brings the values of a transform: X → X^(5^steps).
@@ -270,7 +258,9 @@ fn rotation(context: &Context, steps: usize) -> Vec<usize> {
 
 /// The polynomial whose limbs have at each place what `places` says.
 pub(crate) fn moved(polynomial: &[u64], places: &[usize]) -> Vec<u64> {
-    polynomial.chunks_exact(places.len()).flat_map(|limb| places.iter().map(|p| limb[*p])).collect()
+    let mut moved = Vec::with_capacity(polynomial.len());
+    polynomial.chunks_exact(places.len()).for_each(|limb| moved.extend(places.iter().map(|p| limb[*p])));
+    moved
 }
 
 fn same(ours: &Arc<Context>, theirs: &Arc<Context>) -> Result<(), CkksError> {

@@ -18,7 +18,10 @@
 
 mod ciphertext;
 mod context;
+mod conversion;
+mod double;
 mod encoding;
+mod kernel;
 mod keys;
 mod modulus;
 mod ntt;

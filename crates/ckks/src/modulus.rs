@@ -19,6 +19,13 @@ pub(crate) struct Factor {
     quotient: u64,
 }
 
+impl Factor {
+    /// w.
+    pub(crate) fn value(self) -> u64 {
+        self.w
+    }
+}
+
 impl Modulus {
     /// Primes have at most so many bits.
     pub const BITS_MAX: u32 = 51;
@@ -48,7 +55,8 @@ impl Modulus {
     /// a + b, for a, b < q.
     #[must_use]
     pub(crate) fn add(self, a: u64, b: u64) -> u64 {
-        let sum = a + b;
+        // Never wraps, and the check for it would be the only branch of many a loop.
+        let sum = a.wrapping_add(b);
         sum.min(sum.wrapping_sub(self.q))
     }
 

@@ -1,55 +1,38 @@
-//! The transforms in double precision, for processors that multiply and add doubles in one step, several at a time, but have no
-//! wide product of integers: AVX2 with FMA.
+//! The transforms in doubles. Between the first and the last pass the words of a polynomial hold the bits of doubles.
 //!
-//! Residues are whole numbers in doubles, around 0. A product x·w modulo p is found without division and without error
-//! (van der Hoeven, Lecerf, Quintin, "Modular SIMD arithmetic in Mathemagix", 2016, section 3.3): with h = x·w rounded and l = x·w − h
-//! exactly, by a fused multiplication, and k = round(x·(w/p)), the result is (h − k·p) + l. Both differences are exact, being whole
-//! numbers below 2^53.
+//! Two layers of butterflies are one pass over memory. Passes over wide blocks go over the whole polynomial; the rest is done
+//! block by block, within the first cache. The last two layers on the way there, the first two back, work inside of four
+//! neighbours: 4 × 4 values are turned around so that lanes stay full.
 //!
-//! Bounds, as multiples of p < 2^50, so that k is off by at most |x|/4p: forward, sums start from a reduced x (≤ 1/2) and
-//! a product (≤ 1/2 + 1/4 of the largest), so that nothing exceeds 4/3; backward, a product of a difference (≤ 2) stays
-//! below 1. All are below 2^52.
+//! Bounds, as multiples of 2^50 (see [`double`](crate::double)). Forward, a pass starts within c = 2.2: the products of its first layer are
+//! within 1/2 + 3/16·c < 0.92, sums with a reduced number within 1.42; the products of its second layer within 0.77, and sums
+//! within 1.42 + 0.77 < c. Backward, a pass and each layer start within 0.875: sums are reduced, products of a difference
+//! are within 1/2 + 3/16·1.75 < 0.875. Nothing exceeds 4.
 
 use super::Modulus;
+use crate::double::{Double, centered, to_float};
 use multiversion::multiversion;
-
-/// Primes of more bits have no room for the bounds.
-pub(super) const BITS_MAX: u32 = 50;
 
 /// What the transforms modulo one prime need, in doubles.
 pub(super) struct Table {
-    p: f64,
-    p_inverse: f64,
-    /// Each root w around 0, and w/p.
-    roots: Vec<[f64; 2]>,
-    inverse_roots: Vec<[f64; 2]>,
-    n_inverse: [f64; 2],
+    double: Double,
+    /// Around 0.
+    roots: Vec<f64>,
+    inverse_roots: Vec<f64>,
+    n_inverse: f64,
 }
 
-/// Whether this processor has what makes this faster than integers.
-pub(super) fn is_fast() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        false
-    }
-}
+/// Values of a block that stays in the first cache, with its roots: 16 kB.
+const BLOCK: usize = 1024;
 
 impl Table {
-    pub(super) fn new(modulus: Modulus, roots: &[u64], inverse_roots: &[u64], n_inverse: u64) -> Self {
-        #[expect(clippy::cast_precision_loss, reason = "below 2^50, exact")]
-        let p = modulus.value() as f64;
-        #[expect(clippy::cast_precision_loss, reason = "below 2^50, exact")]
-        let of = |w: u64| {
-            let w = modulus.centered(w) as f64;
-            [w, w / p]
-        };
-        let all = |roots: &[u64]| roots.iter().map(|w| of(*w)).collect();
+    /// Nothing where integers do better.
+    pub(super) fn new(modulus: Modulus, roots: &[u64], inverse_roots: &[u64], n_inverse: u64) -> Option<Self> {
+        let double = Double::new(modulus)?;
+        let all = |roots: &[u64]| -> Vec<f64> { roots.iter().map(|w| centered(modulus, *w)).collect() };
         let (roots, inverse_roots) = (all(roots), all(inverse_roots));
-        Self { p, p_inverse: 1.0 / p, roots, inverse_roots, n_inverse: of(n_inverse) }
+        // Fewer have no two layers.
+        (roots.len() >= 4).then(|| Self { double, roots, inverse_roots, n_inverse: centered(modulus, n_inverse) })
     }
 
     pub(super) fn forward(&self, a: &mut [u64]) {
@@ -61,77 +44,151 @@ impl Table {
     }
 }
 
-/// Added to a whole number below 2^52 it leaves that number in the low bits of the double.
-const SHIFT: f64 = (1_u64 << 52) as f64;
-
-#[inline(always)]
-fn to_float(x: u64) -> f64 {
-    f64::from_bits(x | SHIFT.to_bits()) - SHIFT
-}
-
-/// The representative below p, of a number within p of 0.
-#[inline(always)]
-fn to_integer(x: f64, p: f64) -> u64 {
-    let x = if x < 0.0 { x + p } else { x };
-    let x = if x >= p { x - p } else { x };
-    (x + SHIFT).to_bits() ^ SHIFT.to_bits()
-}
-
-#[inline(always)]
-fn mul(x: f64, [w, w_over_p]: [f64; 2], p: f64) -> f64 {
-    let high = x * w;
-    let low = x.mul_add(w, -high);
-    let quotient = (x * w_over_p).round_ties_even();
-    quotient.mul_add(-p, high) + low
-}
-
-#[inline(always)]
-fn reduce(x: f64, p: f64, p_inverse: f64) -> f64 {
-    (x * p_inverse).round_ties_even().mul_add(-p, x)
-}
-
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl+avx512bw", "x86_64+avx2+fma"))]
 fn forward(a: &mut [u64], table: &Table) {
-    let Table { p, p_inverse, roots, .. } = table;
-    let (p, p_inverse) = (*p, *p_inverse);
+    let Table { double, roots, .. } = table;
     let n = a.len();
-    let mut x: Vec<f64> = a.iter().map(|x| to_float(*x)).collect();
-    let (mut half, mut blocks) = (n / 2, 1);
-    while blocks < n {
-        for (block, root) in x.chunks_exact_mut(2 * half).zip(&roots[blocks..]) {
-            let (low, high) = block.split_at_mut(half);
-            for (x, y) in low.iter_mut().zip(high) {
-                let (u, v) = (reduce(*x, p, p_inverse), mul(*y, *root, p));
-                (*x, *y) = (u + v, u - v);
+    let mut width = n;
+    if n.trailing_zeros() % 2 == 1 {
+        first_layer(a, roots[1], *double);
+        width /= 2;
+    } else {
+        a.iter_mut().for_each(|x| *x = to_float(*x).to_bits());
+    }
+    while width > BLOCK {
+        for (i, block) in a.chunks_exact_mut(width).enumerate() {
+            two_layers(block, n / width + i, roots, *double);
+        }
+        width /= 4;
+    }
+    for (i, block) in a.chunks_exact_mut(width).enumerate() {
+        let first = n / width + i;
+        let mut width = block.len();
+        while width > 16 {
+            let node = first * (block.len() / width);
+            for (i, block) in block.chunks_exact_mut(width).enumerate() {
+                two_layers(block, node + i, roots, *double);
+            }
+            width /= 4;
+        }
+        if width == 16 {
+            let node = first * (block.len() / width);
+            for (i, block) in block.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+                two_layers(block, node + i, roots, *double);
             }
         }
-        blocks *= 2;
-        half /= 2;
+        last_layers(block, first * (block.len() / 4), roots, *double);
     }
-    for (a, x) in a.iter_mut().zip(&x) {
-        *a = to_integer(reduce(*x, p, p_inverse), p);
+}
+
+/// The first layer where the number of layers is odd.
+#[inline(always)]
+fn first_layer(a: &mut [u64], root: f64, m: Double) {
+    let (low, high) = a.split_at_mut(a.len() / 2);
+    for (x, y) in low.iter_mut().zip(high) {
+        let (u, v) = (to_float(*x), m.mul(to_float(*y), root));
+        (*x, *y) = ((u + v).to_bits(), (u - v).to_bits());
+    }
+}
+
+/// The layer of the block that is number `node` of the tree whose root is 1, and that of its halves.
+#[inline(always)]
+fn two_layers(block: &mut [u64], node: usize, roots: &[f64], m: Double) {
+    let roots = [roots[node], roots[2 * node], roots[2 * node + 1]];
+    let (ab, cd) = block.split_at_mut(block.len() / 2);
+    let (a, b) = ab.split_at_mut(ab.len() / 2);
+    let (c, d) = cd.split_at_mut(cd.len() / 2);
+    for (((a, b), c), d) in a.iter_mut().zip(b).zip(c).zip(d) {
+        let [w, x, y, z] = [*a, *b, *c, *d].map(f64::from_bits);
+        [*a, *b, *c, *d] = butterflies([w, x, y, z], roots, m).map(f64::to_bits);
+    }
+}
+
+#[inline(always)]
+fn butterflies([a, b, c, d]: [f64; 4], roots: [f64; 3], m: Double) -> [f64; 4] {
+    let (a, b, c, d) = (m.reduce(a), m.reduce(b), m.mul(c, roots[0]), m.mul(d, roots[0]));
+    let (a, c, b, d) = (a + c, a - c, m.mul(b + d, roots[1]), m.mul(b - d, roots[2]));
+    [a + b, a - b, c + d, c - d]
+}
+
+#[inline(always)]
+fn last_layers(a: &mut [u64], node: usize, roots: &[f64], m: Double) {
+    let count = a.len() / 4;
+    let (first, second) = (&roots[node..node + count], &roots[2 * node..2 * (node + count)]);
+    for ((four, first), second) in a.as_chunks_mut::<4>().0.iter_mut().zip(first).zip(second.as_chunks::<2>().0) {
+        let values = butterflies(four.map(f64::from_bits), [*first, second[0], second[1]], m);
+        *four = values.map(|x| m.to_integer(m.reduce(x)));
     }
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl+avx512bw", "x86_64+avx2+fma"))]
 fn backward(a: &mut [u64], table: &Table) {
-    let Table { p, p_inverse, inverse_roots, n_inverse, .. } = table;
-    let (p, p_inverse, n_inverse) = (*p, *p_inverse, *n_inverse);
+    let Table { double, inverse_roots, n_inverse, .. } = table;
     let n = a.len();
-    let mut x: Vec<f64> = a.iter().map(|x| reduce(to_float(*x), p, p_inverse)).collect();
-    let (mut half, mut blocks) = (1, n / 2);
-    while blocks > 0 {
-        for (block, root) in x.chunks_exact_mut(2 * half).zip(&inverse_roots[blocks..]) {
-            let (low, high) = block.split_at_mut(half);
-            for (x, y) in low.iter_mut().zip(high) {
-                let (u, v) = (*x, *y);
-                (*x, *y) = (reduce(u + v, p, p_inverse), mul(u - v, *root, p));
+    let width_max = n >> (n.trailing_zeros() % 2);
+    // A power of four, as that is.
+    let block_width = width_max.min(BLOCK);
+    for (i, block) in a.chunks_exact_mut(block_width).enumerate() {
+        let first = n / block_width + i;
+        first_layers_back(block, first * (block_width / 4), inverse_roots, *double);
+        if block_width >= 16 {
+            let node = first * (block_width / 16);
+            for (i, block) in block.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+                two_layers_back(block, node + i, inverse_roots, *double);
             }
         }
-        blocks /= 2;
-        half *= 2;
+        let mut width = 64;
+        while width <= block_width {
+            let node = first * (block_width / width);
+            for (i, block) in block.chunks_exact_mut(width).enumerate() {
+                two_layers_back(block, node + i, inverse_roots, *double);
+            }
+            width *= 4;
+        }
     }
-    for (a, x) in a.iter_mut().zip(&x) {
-        *a = to_integer(reduce(mul(*x, n_inverse, p), p, p_inverse), p);
+    let mut width = 4 * block_width;
+    while width <= n {
+        for (i, block) in a.chunks_exact_mut(width).enumerate() {
+            two_layers_back(block, n / width + i, inverse_roots, *double);
+        }
+        width *= 4;
+    }
+    let scaled = |x: f64| double.to_integer(double.mul(x, *n_inverse));
+    if width_max < n {
+        let (low, high) = a.split_at_mut(n / 2);
+        for (x, y) in low.iter_mut().zip(high) {
+            let (u, v) = (f64::from_bits(*x), f64::from_bits(*y));
+            (*x, *y) = (scaled(u + v), scaled(double.mul(u - v, inverse_roots[1])));
+        }
+    } else {
+        a.iter_mut().for_each(|x| *x = scaled(f64::from_bits(*x)));
+    }
+}
+
+#[inline(always)]
+fn two_layers_back(block: &mut [u64], node: usize, roots: &[f64], m: Double) {
+    let roots = [roots[node], roots[2 * node], roots[2 * node + 1]];
+    let (ab, cd) = block.split_at_mut(block.len() / 2);
+    let (a, b) = ab.split_at_mut(ab.len() / 2);
+    let (c, d) = cd.split_at_mut(cd.len() / 2);
+    for (((a, b), c), d) in a.iter_mut().zip(b).zip(c).zip(d) {
+        let [w, x, y, z] = [*a, *b, *c, *d].map(f64::from_bits);
+        [*a, *b, *c, *d] = butterflies_back([w, x, y, z], roots, m).map(f64::to_bits);
+    }
+}
+
+#[inline(always)]
+fn butterflies_back([a, b, c, d]: [f64; 4], roots: [f64; 3], m: Double) -> [f64; 4] {
+    let (a, b, c, d) = (m.reduce(a + b), m.mul(a - b, roots[1]), m.reduce(c + d), m.mul(c - d, roots[2]));
+    [m.reduce(a + c), m.reduce(b + d), m.mul(a - c, roots[0]), m.mul(b - d, roots[0])]
+}
+
+#[inline(always)]
+fn first_layers_back(a: &mut [u64], node: usize, roots: &[f64], m: Double) {
+    let count = a.len() / 4;
+    let (first, second) = (&roots[node..node + count], &roots[2 * node..2 * (node + count)]);
+    for ((four, first), second) in a.as_chunks_mut::<4>().0.iter_mut().zip(first).zip(second.as_chunks::<2>().0) {
+        let values = four.map(|x| m.reduce(to_float(x)));
+        *four = butterflies_back(values, [*first, second[0], second[1]], m).map(f64::to_bits);
     }
 }

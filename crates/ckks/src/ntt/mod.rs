@@ -33,11 +33,10 @@ impl NttTable {
         };
         let (roots, inverse_roots) = (of(psi), of(modulus.inverse(psi)));
         let n_inverse = modulus.inverse(n as u64);
-        let is_float = float::is_fast() && modulus.bits() <= float::BITS_MAX;
         Self {
             n,
             integer: integer::Table::new(modulus, &roots, &inverse_roots, n_inverse),
-            float: is_float.then(|| float::Table::new(modulus, &roots, &inverse_roots, n_inverse)),
+            float: float::Table::new(modulus, &roots, &inverse_roots, n_inverse),
         }
     }
 
