@@ -123,6 +123,43 @@ impl Ciphertext {
         Ok(result)
     }
 
+    /// The sum of products of ciphertexts and plaintexts, slot by slot: all ciphertexts of one level, scale and number of
+    /// parts, all plaintexts of that level and one scale.
+    ///
+    /// # Errors
+    /// [`CkksError::Level`], [`CkksError::Scale`], [`CkksError::Scales`], [`CkksError::Contexts`]; [`CkksError::Parts`];
+    /// [`CkksError::Shape`] of no products.
+    pub fn sum_of_products(pairs: &[(&Self, &Plaintext)]) -> Result<Self, CkksError> {
+        let Some((first, plain)) = pairs.first() else {
+            return Err(CkksError::Shape { what: "products", expected: 1, found: 0 });
+        };
+        for (x, y) in pairs {
+            first.fits(&x.context, x.level)?;
+            first.fits(&y.context, y.level)?;
+            first.has_scale(x.scale)?;
+            if (y.scale / plain.scale - 1.0).abs() > SCALE_TOLERANCE {
+                return Err(CkksError::Scales { left: plain.scale.log2(), right: y.scale.log2() });
+            }
+            if x.parts.len() != first.parts.len() {
+                return Err(CkksError::Parts { expected: "as many as the others have", found: x.parts.len() });
+            }
+        }
+        let scale = first.scale_of_product(plain.scale)?;
+        let (context, n) = (&first.context, first.context.n());
+        let part = |number: usize| {
+            let mut sum = vec![0; first.parts[number].len()];
+            for (limb, (sum, q)) in sum.chunks_exact_mut(n).zip(context.limbs()).enumerate() {
+                let limb = limb * n..(limb + 1) * n;
+                let pairs: Vec<(&[u64], &[u64])> =
+                    pairs.iter().map(|(x, y)| (&x.parts[number][limb.clone()], &y.polynomial[limb.clone()])).collect();
+                kernel::sum_of_products(*q, sum, &pairs);
+            }
+            sum
+        };
+        let parts = (0..first.parts.len()).map(part).collect();
+        Ok(Self { context: Arc::clone(context), parts, level: first.level, scale })
+    }
+
     /// All slots by one whole number; scale and level stay.
     #[must_use]
     pub fn mul_integer(&self, factor: i64) -> Self {
@@ -219,8 +256,29 @@ impl Ciphertext {
             return Ok(self.clone());
         }
         let (places, key) = keys.of(steps).ok_or(CkksError::NoRotation { steps })?;
-        let [c0, c1] = [c0, c1].map(|part| crate::keys::moved(part, places));
-        Ok(self.switched(self.context.switch(&c1, &key.digits, [Some(&c0), None])))
+        let switched = self.context.switch(c1, &key.digits, [Some(c0), None]);
+        Ok(self.switched(switched.map(|part| crate::keys::moved(&part, places))))
+    }
+
+    /// [`rotate`](Self::rotate) by each of `steps`, in less time than one after the other.
+    ///
+    /// # Errors
+    /// As [`rotate`](Self::rotate).
+    pub fn rotate_each(&self, steps: &[usize], keys: &RotationKeys) -> Result<Vec<Self>, CkksError> {
+        self.is_of(keys.context())?;
+        let [c0, c1] = &self.parts[..] else {
+            return Err(CkksError::Parts { expected: "2", found: self.parts.len() });
+        };
+        let slots = self.context.preset().slots();
+        let steps = || steps.iter().map(|steps| steps % slots);
+        let of = |steps: usize| keys.of(steps).ok_or(CkksError::NoRotation { steps });
+        let keys = steps().filter(|steps| *steps > 0).map(of).collect::<Result<Vec<_>, _>>()?;
+        let switched = self.context.switch_each(c1, keys.iter().map(|(_, key)| &key.digits[..]), [Some(c0), None]);
+        let moved = |(parts, (places, _)): ([Vec<u64>; 2], &(&[usize], _))| {
+            self.switched(parts.map(|part| crate::keys::moved(&part, places)))
+        };
+        let mut rotated = switched.into_iter().zip(&keys).map(moved);
+        Ok(steps().map_while(|steps| if steps == 0 { Some(self.clone()) } else { rotated.next() }).collect())
     }
 
     fn switched(&self, parts: [Vec<u64>; 2]) -> Self {

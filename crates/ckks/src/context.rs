@@ -140,32 +140,65 @@ impl Context {
         }
     }
 
-    /// Σ_digits d·key, divided by P: what is left of `d`·(the secret that the key stands for), under the secret key; plus
-    /// `others`. `d` is a transformed polynomial of some level; `key` has two polynomials for each digit, over all moduli.
+    /// Σ_digits d·key, divided by P: what is left of `d`·(the secret that the key stands for), under the secret that it leads
+    /// to; plus `others`. `d` is a transformed polynomial of some level; `key` has two polynomials for each digit, over all
+    /// moduli.
     ///
     /// Hybrid key switching (Han, Ki, "Better bootstrapping for approximate homomorphic encryption", 2020, section 3): the
     /// error it adds is about √(n·digits)·(a digit's product / P)·σ before, and √n after, the division.
     pub(crate) fn switch(&self, d: &[u64], key: &[[Vec<u64>; 2]], others: [Option<&[u64]>; 2]) -> [Vec<u64>; 2] {
-        let n = self.n();
-        let (limbs, all) = (d.len() / n, self.limbs().len());
-        let digits = &self.digits[limbs - 1];
-        let split = |digit: &Digit| {
-            self.split(&d[digit.limbs.start * n..digit.limbs.end * n], digit.limbs.start, &digit.conversion)
-        };
-        let parts = digits.iter().map(split).collect();
-        let mut products = Products { context: self, d, digits, parts, key, extended: vec![0; digits.len() * n] };
+        let mut extended = vec![0; self.digits[d.len() / self.n() - 1].len() * self.n()];
+        let digits = self.digits_of(d);
+        self.switch_with(d.len() / self.n(), others, |modulus, target, sums| {
+            digits.extend(modulus, target, &mut extended);
+            digits.sum(modulus, &extended, key, sums);
+        })
+    }
+
+    /// [`switch`](Self::switch) of one polynomial by several keys, which share the transforms of its digits (hoisting: Halevi,
+    /// Shoup, "Faster homomorphic linear transformations in HElib", CRYPTO 2018, section 5).
+    pub(crate) fn switch_each<'k>(
+        &self,
+        d: &[u64],
+        keys: impl Iterator<Item = &'k [[Vec<u64>; 2]]>,
+        others: [Option<&[u64]>; 2],
+    ) -> Vec<[Vec<u64>; 2]> {
+        let (n, limbs, all) = (self.n(), d.len() / self.n(), self.limbs().len());
+        let digits = self.digits_of(d);
+        let specials = self.moduli.len() - all;
+        let mut extended = vec![0; (limbs + specials) * digits.digits.len() * n];
+        for (target, extended) in extended.chunks_exact_mut(digits.digits.len() * n).enumerate() {
+            let modulus = if target < limbs { target } else { target - limbs + all };
+            digits.extend(modulus, target, extended);
+        }
+        let of = |target: usize| &extended[target * digits.digits.len() * n..(target + 1) * digits.digits.len() * n];
+        keys.map(|key| {
+            self.switch_with(limbs, others, |modulus, target, sums| digits.sum(modulus, of(target), key, sums))
+        })
+        .collect()
+    }
+
+    /// The part of [`switch`](Self::switch) behind the digits: `sum(modulus, target, sums)` sums the products modulo that
+    /// modulus, which is number `target` of the level's limbs and P.
+    fn switch_with(
+        &self,
+        limbs: usize,
+        others: [Option<&[u64]>; 2],
+        mut sum: impl FnMut(usize, usize, [&mut [u64]; 2]),
+    ) -> [Vec<u64>; 2] {
+        let (n, all) = (self.n(), self.limbs().len());
         // What is to be divided by P, modulo P.
         let rest = [0, 1].map(|_| vec![0; (self.moduli.len() - all) * n]);
         let [mut b, mut a] = rest;
         for (i, (b, a)) in b.chunks_exact_mut(n).zip(a.chunks_exact_mut(n)).enumerate() {
-            products.sum(all + i, limbs + i, [b, a]);
+            sum(all + i, limbs + i, [b, a]);
         }
         let rest = [b, a].map(|rest| self.split(&rest, all, &self.from_special));
         let [mut b, mut a] = [0, 1].map(|_| vec![0; limbs * n]);
         let mut buffer = vec![0; n];
         // Limb by limb, not step by step: a limb stays in the cache.
         for (j, (b, a)) in b.chunks_exact_mut(n).zip(a.chunks_exact_mut(n)).enumerate() {
-            products.sum(j, j, [b, a]);
+            sum(j, j, [b, a]);
             for ((sum, rest), other) in [b, a].into_iter().zip(&rest).zip(others) {
                 self.divide(sum, j, &self.from_special, rest, &mut buffer);
                 if let Some(other) = other {
@@ -174,6 +207,15 @@ impl Context {
             }
         }
         [b, a]
+    }
+
+    fn digits_of<'a>(&'a self, d: &'a [u64]) -> Digits<'a> {
+        let n = self.n();
+        let digits = &self.digits[d.len() / n - 1];
+        let split = |digit: &Digit| {
+            self.split(&d[digit.limbs.start * n..digit.limbs.end * n], digit.limbs.start, &digit.conversion)
+        };
+        Digits { context: self, d, digits, parts: digits.iter().map(split).collect() }
     }
 
     /// Transformed limbs, the first of which belongs to modulus `first`, for [`Conversion::join`].
@@ -192,40 +234,44 @@ impl Context {
     }
 }
 
-/// The products of a polynomial's digits and a key.
-struct Products<'a> {
+/// The digits of a polynomial, for products with keys.
+struct Digits<'a> {
     context: &'a Context,
     d: &'a [u64],
     digits: &'a [Digit],
     /// Of each digit.
     parts: Vec<Parts>,
-    key: &'a [[Vec<u64>; 2]],
-    /// A limb for each digit.
-    extended: Vec<u64>,
 }
 
-impl Products<'_> {
-    /// Σ_digits d·key modulo the modulus of that number, which is number `target` of the level's limbs and P.
-    fn sum(&mut self, modulus: usize, target: usize, sums: [&mut [u64]; 2]) {
-        let Self { context, d, digits, parts, key, extended } = self;
-        let n = context.n();
-        let place = modulus * n..(modulus + 1) * n;
-        let mut limbs = Vec::with_capacity(digits.len());
-        for ((digit, parts), limb) in digits.iter().zip(parts).zip(extended.chunks_exact_mut(n)) {
+impl Digits<'_> {
+    /// The digits modulo the modulus of that number, which is number `target` of the level's limbs and P: a limb for each, left
+    /// as it is where the digit has that limb itself.
+    fn extend(&self, modulus: usize, target: usize, extended: &mut [u64]) {
+        for ((digit, parts), limb) in
+            self.digits.iter().zip(&self.parts).zip(extended.chunks_exact_mut(self.context.n()))
+        {
             if digit.limbs.contains(&modulus) {
-                limbs.push(&d[place.clone()]);
                 continue;
             }
             // Its own limbs are no target of its conversion.
             let before = if target < digit.limbs.start { 0 } else { digit.limbs.len() };
             digit.conversion.join(target - before, parts, limb);
-            context.tables[modulus].forward(limb);
-            limbs.push(limb);
+            self.context.tables[modulus].forward(limb);
         }
+    }
+
+    /// Σ_digits d·key modulo the modulus of that number, with what [`extend`](Self::extend) made for it.
+    fn sum(&self, modulus: usize, extended: &[u64], key: &[[Vec<u64>; 2]], sums: [&mut [u64]; 2]) {
+        let n = self.context.n();
+        let place = modulus * n..(modulus + 1) * n;
         for (which, sum) in sums.into_iter().enumerate() {
-            let keys = key.iter().map(|digit| &digit[which][place.clone()]);
-            let pairs: Vec<_> = limbs.iter().copied().zip(keys).collect();
-            kernel::sum_of_products(context.moduli[modulus], sum, &pairs);
+            let limbs = self
+                .digits
+                .iter()
+                .zip(extended.chunks_exact(n))
+                .map(|(digit, limb)| if digit.limbs.contains(&modulus) { &self.d[place.clone()] } else { limb });
+            let pairs: Vec<_> = limbs.zip(key.iter().map(|digit| &digit[which][place.clone()])).collect();
+            kernel::sum_of_products(self.context.moduli[modulus], sum, &pairs);
         }
     }
 }

@@ -36,7 +36,7 @@ pub struct RotationKeys {
     keys: BTreeMap<usize, (Vec<usize>, SwitchingKey)>,
 }
 
-/// Turns what is encrypted under another secret s' into what is encrypted under s: for each digit, −a·s + e + P·s' in the
+/// Turns what is encrypted under one secret s' into what is encrypted under another, s: for each digit, −a·s + e + P·s' in the
 /// digit's limbs and −a·s + e in all others, over all moduli.
 pub(crate) struct SwitchingKey {
     pub(crate) context: Arc<Context>,
@@ -68,16 +68,16 @@ impl SecretKey {
         let (n, limbs) = (self.context.n(), plain.level + 1);
         let seed = rng.bytes32();
         let a = uniform(&seed, 0, &self.context.limbs()[..limbs], n);
-        let mut c0 = self.masked(&a, rng);
+        let mut c0 = self.masked(&a, &self.s, rng);
         each(&self.context, &mut c0, &plain.polynomial, kernel::add);
         Ok(FreshCiphertext { context: Arc::clone(&self.context), c0, seed, level: plain.level, scale: plain.scale })
     }
 
-    /// −a·s + e.
-    fn masked(&self, a: &[u64], rng: &mut SecretRng) -> Vec<u64> {
+    /// −a·s + e for a secret s over at least as many moduli.
+    fn masked(&self, a: &[u64], s: &[u64], rng: &mut SecretRng) -> Vec<u64> {
         let n = self.context.n();
         let mut masked = Zeroizing::new(self.context.small(&errors(n, rng), a.len() / n));
-        let mut product = Zeroizing::new(self.s[..a.len()].to_vec());
+        let mut product = Zeroizing::new(s[..a.len()].to_vec());
         each(&self.context, &mut product, a, kernel::mul);
         each(&self.context, &mut masked, &product, kernel::sub);
         std::mem::take(&mut masked)
@@ -88,7 +88,7 @@ impl SecretKey {
     pub fn public_key(&self, rng: &mut SecretRng) -> PublicKey {
         let seed = rng.bytes32();
         let a = uniform(&seed, 0, self.context.limbs(), self.context.n());
-        PublicKey { context: Arc::clone(&self.context), b: self.masked(&a, rng), seed }
+        PublicKey { context: Arc::clone(&self.context), b: self.masked(&a, &self.s, rng), seed }
     }
 
     /// A key for products.
@@ -98,10 +98,11 @@ impl SecretKey {
     pub fn relinearization_key(&self, rng: &mut SecretRng) -> Result<RelinearizationKey, CkksError> {
         let mut square = Zeroizing::new(self.s.to_vec());
         each(&self.context, &mut square, &self.s, kernel::mul);
-        Ok(RelinearizationKey(self.switching_key(&square, rng)?))
+        Ok(RelinearizationKey(self.switching_key(&square, &self.s, rng)?))
     }
 
-    /// Keys for rotations by each of `steps`.
+    /// Keys for rotations by each of `steps`: from s to the secret that the rotation turns into s. What is rotated is switched
+    /// first and moved then, so that several rotations of one ciphertext share its digits.
     ///
     /// # Errors
     /// [`CkksError::NoKeySwitching`].
@@ -109,20 +110,20 @@ impl SecretKey {
         let slots = self.context.preset().slots();
         let mut keys = Vec::new();
         for steps in steps.iter().map(|s| s % slots).filter(|s| *s > 0) {
-            let turned = Zeroizing::new(moved(&self.s, &rotation(&self.context, steps)));
-            keys.push((steps, self.switching_key(&turned, rng)?));
+            let turned = Zeroizing::new(moved(&self.s, &rotation(&self.context, slots - steps)));
+            keys.push((steps, self.switching_key(&self.s, &turned, rng)?));
         }
         Ok(RotationKeys::of_keys(&self.context, keys))
     }
 
-    fn switching_key(&self, from: &[u64], rng: &mut SecretRng) -> Result<SwitchingKey, CkksError> {
+    fn switching_key(&self, from: &[u64], to: &[u64], rng: &mut SecretRng) -> Result<SwitchingKey, CkksError> {
         let (context, n) = (&self.context, self.context.n());
         if context.digit_count() == 0 {
             return Err(CkksError::NoKeySwitching { preset: context.preset().name() });
         }
         let seed = rng.bytes32();
         let digit = |number: usize| {
-            let mut b = self.masked(&uniform(&seed, number as u64, context.moduli(), n), rng);
+            let mut b = self.masked(&uniform(&seed, number as u64, context.moduli(), n), to, rng);
             for limb in context.digit_limbs(number) {
                 let (q, p) = (context.moduli()[limb], context.special_product(limb));
                 let range = limb * n..(limb + 1) * n;
@@ -222,6 +223,11 @@ impl RotationKeys {
 
     pub(crate) fn len(&self) -> usize {
         self.keys.len()
+    }
+
+    /// By how many slots they rotate, in ascending order.
+    pub fn steps(&self) -> impl Iterator<Item = usize> {
+        self.keys.keys().copied()
     }
 
     /// In ascending order of steps.

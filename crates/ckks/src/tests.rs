@@ -116,6 +116,12 @@ fn sums_and_products_are_those_of_the_slots() {
         let bound = product_error + party.rounding(rescaled.scale());
         assert!(error <= bound, "{preset:?}: {error} above {bound}");
 
+        let sum = Ciphertext::sum_of_products(&[(&cx, &plain), (&cy, &plain)]).unwrap();
+        let apart = by_plain.add(&cy.mul_plain(&plain).unwrap()).unwrap();
+        assert!(sum.parts == apart.parts && sum.scale().to_bits() == apart.scale().to_bits());
+        assert!(matches!(Ciphertext::sum_of_products(&[]), Err(CkksError::Shape { .. })));
+        assert!(matches!(Ciphertext::sum_of_products(&[(&rescaled, &plain)]), Err(CkksError::Level { .. })));
+
         let product = cx.mul(&cy).unwrap();
         assert_eq!(product.parts(), 3);
         let error = party.error(&product, |i| x[i] * y[i]);
@@ -151,6 +157,18 @@ fn key_switching_keeps_what_it_switches() {
             assert!(error <= bound, "{preset:?} by {steps}: {error} above {bound}");
         }
         assert_eq!(ciphertext.rotate(2, &rotations).err(), Some(CkksError::NoRotation { steps: 2 }));
+        let lower = ciphertext.at_level(1).unwrap();
+        for (steps, turned) in
+            [5, 0, slots - 1].into_iter().zip(lower.rotate_each(&[5, 0, slots - 1], &rotations).unwrap())
+        {
+            let alone = lower.rotate(steps, &rotations).unwrap();
+            assert!(
+                turned.parts == alone.parts
+                    && turned.level() == 1
+                    && turned.scale().to_bits() == alone.scale().to_bits()
+            );
+        }
+        assert_eq!(lower.rotate_each(&[1, 2], &rotations).err(), Some(CkksError::NoRotation { steps: 2 }));
 
         // Down all levels: each step multiplies by y, at whatever level x is.
         let mut expected = x.clone();

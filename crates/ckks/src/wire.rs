@@ -149,6 +149,12 @@ impl PublicKey {
 }
 
 impl RelinearizationKey {
+    /// How many bytes one has.
+    #[must_use]
+    pub fn byte_length(context: &Context) -> usize {
+        HEADER_BYTES + SwitchingKey::byte_length(context)
+    }
+
     /// The bytes.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -163,12 +169,18 @@ impl RelinearizationKey {
     pub fn from_bytes(context: &Arc<Context>, bytes: &[u8]) -> Result<Self, WireError> {
         let mut reader = Reader { context, bytes, total: bytes.len() };
         reader.key_header(Kind::Relinearization)?;
-        reader.has_in_all(HEADER_BYTES + SwitchingKey::byte_length(context))?;
+        reader.has_in_all(Self::byte_length(context))?;
         Ok(Self(reader.switching_key()?))
     }
 }
 
 impl RotationKeys {
+    /// How many bytes those for `count` rotations have.
+    #[must_use]
+    pub fn byte_length(context: &Context, count: usize) -> usize {
+        HEADER_BYTES + 2 + count * (4 + SwitchingKey::byte_length(context))
+    }
+
     /// The bytes.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -191,7 +203,7 @@ impl RotationKeys {
         let count = u16::from_le_bytes(reader.array()?);
         let slots = context.preset().slots();
         is(usize::from(count) < slots, "the number of rotations", &format!("below {slots}"), count)?;
-        reader.has_in_all(HEADER_BYTES + 2 + usize::from(count) * (4 + SwitchingKey::byte_length(context)))?;
+        reader.has_in_all(Self::byte_length(context, count.into()))?;
         let mut keys = Vec::new();
         let mut before = 0;
         for _ in 0..count {
@@ -394,6 +406,8 @@ mod tests {
         assert_eq!(fresh.len(), FreshCiphertext::byte_length(&context, 1));
         assert_eq!(fresh.len(), 13 + 32 + 8192 * (50 + 40) / 8);
         assert_eq!(product.len(), Ciphertext::byte_length(&context, 1, 3));
+        assert_eq!(relinearization.len(), RelinearizationKey::byte_length(&context));
+        assert_eq!(rotations.len(), RotationKeys::byte_length(&context, 2));
         let again = FreshCiphertext::from_bytes(&context, &fresh).unwrap();
         assert_eq!(again.to_bytes(), fresh);
         let slots = secret.decrypt(&again.expand()).unwrap().decode();

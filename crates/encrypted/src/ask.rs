@@ -54,6 +54,30 @@ pub enum AskError {
     Randomness(#[from] SystemRandomnessError),
 }
 
+/// One of the terms is what it has to be.
+pub(crate) fn is<T: PartialEq + ToString>(what: &'static str, expected: T, found: T) -> Result<(), AskError> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(AskError::Terms { what, expected: expected.to_string(), found: found.to_string() })
+}
+
+/// One of the terms is not too large.
+pub(crate) fn at_most(what: &'static str, most: usize, found: usize) -> Result<(), AskError> {
+    if found <= most {
+        return Ok(());
+    }
+    Err(AskError::Terms { what, expected: format!("at most {most}"), found: found.to_string() })
+}
+
+/// A scale that can be encoded at.
+pub(crate) fn has_scale(terms: &InferenceTerms) -> Result<(), AskError> {
+    if terms.scale >= 1.0 && terms.scale.log2() < 60.0 {
+        return Ok(());
+    }
+    Err(AskError::Terms { what: "the scale", expected: "1 to 2^60".into(), found: terms.scale.to_string() })
+}
+
 /// Keeps the first error of several threads.
 pub(crate) fn note<E>(first: &Mutex<Option<E>>, error: E) {
     first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
@@ -70,16 +94,7 @@ impl SamplesClient {
     /// # Errors
     /// [`AskError::Terms`], [`AskError::Description`]; [`AskError::Randomness`].
     pub fn new(terms: &InferenceTerms) -> Result<Self, AskError> {
-        fn is<T: PartialEq + ToString>(what: &'static str, expected: T, found: T) -> Result<(), AskError> {
-            if expected == found {
-                return Ok(());
-            }
-            Err(AskError::Terms { what, expected: expected.to_string(), found: found.to_string() })
-        }
-        if terms.packing != Packing::SamplePerSlot {
-            let (expected, found) = ("sample-per-slot".into(), format!("{:?}", terms.packing));
-            return Err(AskError::Terms { what: "the packing", expected, found });
-        }
+        is("the packing", format!("{:?}", Packing::SamplePerSlot), format!("{:?}", terms.packing))?;
         is("the preset", SAMPLES.name(), terms.preset.as_str())?;
         let context = Context::new(SAMPLES)?;
         let description: Description =
@@ -92,14 +107,8 @@ impl SamplesClient {
         is("the length of a ciphertext", input_bytes, terms.input_bytes as usize)?;
         is("the number of keys", 0, terms.keys_bytes.len())?;
         let largest = Ciphertext::byte_length(&context, SAMPLES.level_max(), PARTS_MAX);
-        if terms.output_bytes as usize > largest {
-            let (expected, found) = (format!("at most {largest}"), terms.output_bytes.to_string());
-            return Err(AskError::Terms { what: "the length of an output", expected, found });
-        }
-        if !(terms.scale >= 1.0 && terms.scale.log2() < 60.0) {
-            let (expected, found) = ("1 to 2^60".into(), terms.scale.to_string());
-            return Err(AskError::Terms { what: "the scale", expected, found });
-        }
+        at_most("the length of an output", largest, terms.output_bytes as usize)?;
+        has_scale(terms)?;
         let secret = SecretKey::generate(&context, &mut SecretRng::from_system()?);
         Ok(Self { context, description, scale: terms.scale, secret })
     }

@@ -54,6 +54,46 @@ pub enum ServeError {
     Ckks(#[from] CkksError),
 }
 
+impl Description {
+    pub(crate) fn of(network: &Network) -> Self {
+        Self { input: network.input.clone(), classes: network.classes.clone(), loss: network.loss }
+    }
+}
+
+/// As the terms have it.
+///
+/// # Errors
+/// [`ServeError::Description`] if it does not fit into them.
+pub(crate) fn described(description: &impl Serialize) -> Result<String, ServeError> {
+    let description = serde_json::to_string(description).unwrap_or_default();
+    // The rest of the message are names and a few numbers.
+    let (most, found) = (CONTROL_BYTES_MAX - 2048, description.len());
+    if found > most { Err(ServeError::Description { most, found }) } else { Ok(description) }
+}
+
+/// A number of the terms.
+pub(crate) fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// Reads a fresh ciphertext of the highest level and exactly the scale that the terms say.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn read_input(context: &Arc<Context>, scale: f64, bytes: &[u8]) -> Result<FreshCiphertext, String> {
+    let read = FreshCiphertext::from_bytes(context, bytes).map_err(|e| e.to_string())?;
+    let level = context.preset().level_max();
+    if read.level() != level || read.scale().to_bits() != scale.to_bits() {
+        return Err(format!(
+            "level {} and scale 2^{:.3}; expected level {level} and scale 2^{:.3}",
+            read.level(),
+            read.scale().log2(),
+            scale.log2()
+        ));
+    }
+    Ok(read)
+}
+
 impl SamplesServer {
     /// Prepares a network, to be evaluated on up to `threads` threads.
     ///
@@ -67,15 +107,7 @@ impl SamplesServer {
             Segment::new(layers)
         };
         let segments = plan.segments.iter().map(segment).collect::<Result<_, _>>()?;
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let description =
-            Description { input: network.input.clone(), classes: network.classes.clone(), loss: network.loss };
-        let description = serde_json::to_string(&description).unwrap_or_default();
-        // The rest of the message are names and a few numbers.
-        let (most, found) = (CONTROL_BYTES_MAX - 2048, description.len());
-        if found > most {
-            return Err(ServeError::Description { most, found });
-        }
+        let description = described(&Description::of(network))?;
         let terms = InferenceTerms {
             network: network.digest(),
             name: network.name.clone(),
@@ -152,17 +184,7 @@ impl Evaluator for SamplesServer {
     }
 
     fn take(&self, batch: &mut Self::Batch, ciphertext: &[u8]) -> Result<(), String> {
-        let read = FreshCiphertext::from_bytes(&self.context, ciphertext).map_err(|e| e.to_string())?;
-        let level = self.context.preset().level_max();
-        if read.level() != level || read.scale().to_bits() != self.plan.scale.to_bits() {
-            return Err(format!(
-                "level {} and scale 2^{:.3}; expected level {level} and scale 2^{:.3}",
-                read.level(),
-                read.scale().log2(),
-                self.plan.scale.log2()
-            ));
-        }
-        batch.push(read);
+        batch.push(read_input(&self.context, self.plan.scale, ciphertext)?);
         Ok(())
     }
 

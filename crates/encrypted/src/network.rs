@@ -562,7 +562,17 @@ impl Convolution {
         Some([self.channels, windows(height)?, windows(width)?])
     }
 
-    fn weights_per_channel(&self) -> usize {
+    /// The pixel under one of the weights of a channel, in the window `[oy, ox]`; none where the padding is.
+    pub(crate) fn pixel(&self, [oy, ox]: [usize; 2], tap: usize) -> Option<usize> {
+        let [_, height, width] = self.image;
+        let (channel, ky, kx) = (tap / (self.kernel * self.kernel), tap / self.kernel % self.kernel, tap % self.kernel);
+        let inside = |window: usize, k: usize, side: usize| {
+            (window * self.stride + k).checked_sub(self.padding).filter(|&at| at < side)
+        };
+        Some((channel * height + inside(oy, ky, height)?) * width + inside(ox, kx, width)?)
+    }
+
+    pub(crate) fn weights_per_channel(&self) -> usize {
         self.image[0] * self.kernel * self.kernel
     }
 
@@ -608,22 +618,9 @@ impl Convolution {
     /// The group of window `[oy, ox]`, the `at`-th of `windows`: its pixels inside the image, and its output of each
     /// channel. Padding is zeros, whatever their weights, so it is left out.
     fn group(&self, [oy, ox]: [usize; 2], windows: usize, at: usize, kernel: &[i32]) -> Group {
-        let [channels_in, height, width] = self.image;
-        let mut inputs = Vec::new();
-        let mut places = Vec::new();
-        for channel in 0..channels_in {
-            for ky in 0..self.kernel {
-                for kx in 0..self.kernel {
-                    let pixel = |window: usize, k: usize, side: usize| {
-                        (window * self.stride + k).checked_sub(self.padding).filter(|&at| at < side)
-                    };
-                    if let (Some(y), Some(x)) = (pixel(oy, ky, height), pixel(ox, kx, width)) {
-                        inputs.push(position((channel * height + y) * width + x));
-                        places.push((channel * self.kernel + ky) * self.kernel + kx);
-                    }
-                }
-            }
-        }
+        let pixels =
+            (0..self.weights_per_channel()).filter_map(|tap| Some((position(self.pixel([oy, ox], tap)?), tap)));
+        let (inputs, places): (Vec<u32>, Vec<usize>) = pixels.unzip();
         let weights = kernel.chunks_exact(self.weights_per_channel());
         Group {
             inputs,

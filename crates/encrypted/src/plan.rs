@@ -51,6 +51,26 @@ pub enum PlanError {
         /// Of the layer.
         fraction_bits: u32,
     },
+    /// A layer that is wider than a ciphertext.
+    #[error("layer {layer} has {found} numbers going in or coming out; a ciphertext of {preset} holds {most}")]
+    Width {
+        /// Its name.
+        preset: &'static str,
+        /// Its position, from 0, squares included.
+        layer: usize,
+        /// Slots.
+        most: usize,
+        /// The wider of the layer's sides.
+        found: usize,
+    },
+    /// No scales with which the values fit.
+    #[error("{preset} has no room for {squares} squares of values of this size: take a square and a linear layer out")]
+    Room {
+        /// Its name.
+        preset: &'static str,
+        /// How many there are.
+        squares: usize,
+    },
     /// What is left is too little.
     #[error(
         "{preset} leaves an error of {error:.2e} on outputs of up to {output_max:.2e}: use fewer fraction bits, or fewer layers"
@@ -68,12 +88,12 @@ pub enum PlanError {
 /// Weights whose sums are exact.
 const WEIGHT_MAX: i32 = 1 << 16;
 /// Values may be so much larger than on the training rows, in bits, before they wrap.
-const HEADROOM_BITS: f64 = 1.0;
+pub(crate) const HEADROOM_BITS: f64 = 1.0;
 /// Outputs whose error is more than this share of the largest one say little.
-const ERROR_SHARE_MAX: f64 = 1.0 / 32.0;
+pub(crate) const ERROR_SHARE_MAX: f64 = 1.0 / 32.0;
 /// Variance of a fresh error's coefficient, and of a rounding.
-const FRESH_VARIANCE: f64 = 10.5;
-const ROUNDING_VARIANCE: f64 = 1.0 / 12.0;
+pub(crate) const FRESH_VARIANCE: f64 = 10.5;
+pub(crate) const ROUNDING_VARIANCE: f64 = 1.0 / 12.0;
 
 impl Plan {
     /// The plan with the largest scale that fits.
@@ -155,7 +175,7 @@ fn largest_scale(network: &Network, context: &Context, segments: &[Range<usize>]
 }
 
 /// Decoding reads two limbs.
-const OUTPUT_LEVEL_MAX: usize = 1;
+pub(crate) const OUTPUT_LEVEL_MAX: usize = 1;
 /// A shallow network leaves room for more than doubles hold.
 const SCALE_LOG2_MAX: f64 = 40.0;
 

@@ -9,7 +9,11 @@ use spnn_nn::Loss;
 use spnn_protocol::inference::Evaluator;
 
 /// Dense and convolution layers with random weights, planned for inputs of ±1.
-fn network(linear: Vec<(usize, Option<Convolution>, u32)>, image: Option<[usize; 3]>, width: usize) -> Network {
+pub(crate) fn network(
+    linear: Vec<(usize, Option<Convolution>, u32)>,
+    image: Option<[usize; 3]>,
+    width: usize,
+) -> Network {
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     let mut layers = Vec::new();
     let mut inputs = width;
