@@ -45,9 +45,15 @@ impl FreshCiphertext {
     /// The same with both parts.
     #[must_use]
     pub fn expand(&self) -> Ciphertext {
+        self.clone().into_ciphertext()
+    }
+
+    /// As [`expand`](Self::expand), without a copy.
+    #[must_use]
+    pub fn into_ciphertext(self) -> Ciphertext {
         let Self { context, c0, seed, level, scale } = self;
-        let c1 = uniform(seed, 0, &context.limbs()[..=*level], context.n());
-        Ciphertext { context: Arc::clone(context), parts: vec![c0.clone(), c1], level: *level, scale: *scale }
+        let c1 = uniform(&seed, 0, &context.limbs()[..=level], context.n());
+        Ciphertext { context, parts: vec![c0, c1], level, scale }
     }
 }
 

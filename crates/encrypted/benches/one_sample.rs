@@ -41,7 +41,9 @@ fn main() {
         batch
     };
     let (batch, take) = timed(9, read);
-    let (answer, evaluate) = timed(15, || server.evaluate(&held, batch.clone()).unwrap());
+    // An evaluation takes its batch; the copies are not its work.
+    let mut batches = vec![batch; 40];
+    let (answer, evaluate) = timed(batches.len(), || server.evaluate(&held, batches.pop().unwrap()).unwrap());
     let (outputs, open) = timed(9, || client.open(&answer).unwrap());
     let clear = network.predict(&image).unwrap();
     let difference = outputs.iter().zip(&clear).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max);

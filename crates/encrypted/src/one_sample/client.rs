@@ -46,7 +46,7 @@ impl OneSampleClient {
         }
         at_most("the number of rotations", ROTATIONS_MAX, rotations.len())?;
         at_most("the number of outputs", slots, network.classes.len())?;
-        is("the number of ciphertexts", input.ciphertexts(), terms.inputs as usize)?;
+        is("the number of ciphertexts", input.ciphertexts(slots), terms.inputs as usize)?;
         is("the number of answers", 1, terms.outputs)?;
         is("samples of a batch", 1, terms.samples_max)?;
         let input_bytes = FreshCiphertext::byte_length(&context, ONE_SAMPLE.level_max());
@@ -94,7 +94,7 @@ impl OneSampleClient {
             let plain = Plaintext::encode(&self.context, &values, self.scale, level)?;
             Ok(self.secret.encrypt(&plain, &mut rng)?.to_bytes())
         };
-        (0..self.input.ciphertexts()).map(&mut one).collect()
+        (0..self.input.ciphertexts(slots)).map(&mut one).collect()
     }
 
     /// Opens an answer, for this client's own eyes: the outputs. What they hold beyond their precision depends on the key; round

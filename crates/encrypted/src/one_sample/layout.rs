@@ -21,8 +21,8 @@ pub(crate) struct Layout {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct InputLayout {
-    /// The first layer, if it is a convolution: `layout` is then that of its outputs, and there is a ciphertext for each weight
-    /// of a channel. Otherwise there is one, of the inputs.
+    /// The first layer, if it is a convolution: `layout` is then that of its outputs. Each period of the slots has, for one weight of
+    /// a channel, the pixels under it; there are as many ciphertexts as that takes. Otherwise there is one, of the inputs.
     pub(crate) convolution: Option<Convolution>,
     pub(crate) layout: Layout,
 }
@@ -73,8 +73,21 @@ impl Layout {
 
 impl InputLayout {
     /// How many ciphertexts.
-    pub(crate) fn ciphertexts(&self) -> usize {
-        self.convolution.map_or(1, |c| c.weights_per_channel())
+    pub(crate) fn ciphertexts(&self, slots: usize) -> usize {
+        self.convolution.map_or(1, |c| c.weights_per_channel().div_ceil(slots / self.layout.period()))
+    }
+
+    /// Under which weight of a channel the pixels of a slot are, in a ciphertext of that number.
+    pub(crate) fn weight_at(
+        &self,
+        convolution: &Convolution,
+        ciphertext: usize,
+        slot: usize,
+        slots: usize,
+    ) -> Option<usize> {
+        let period = self.layout.period();
+        let weight = ciphertext * (slots / period) + slot / period;
+        (weight < convolution.weights_per_channel()).then_some(weight)
     }
 
     /// Which inputs lie in the slots of a ciphertext.
@@ -84,7 +97,8 @@ impl InputLayout {
             let value = self.layout.value_at(slot)?;
             let Some(convolution) = self.convolution else { return Some(value) };
             let window = value % (height * width);
-            convolution.pixel([window / width, window % width], ciphertext)
+            let weight = self.weight_at(&convolution, ciphertext, slot, slots)?;
+            convolution.pixel([window / width, window % width], weight)
         })
     }
 

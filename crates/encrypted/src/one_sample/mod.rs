@@ -2,8 +2,8 @@
 //!
 //! Source: LoLa (Brutzkus, Elisha, Gilad-Bachrach, "Low latency privacy preserving inference", ICML 2019), with GAZELLE's hybrid
 //! of diagonals and rotations for dense layers (Juvekar, Vaikuntanathan, Chandrakasan, USENIX Security 2018, section 4). The
-//! client sends its sample as the first layer wants it ([`layout`]): once for a dense layer, or, for a convolution, a ciphertext
-//! for each weight of the kernel that has the pixel under that weight in every window. The server holds its weights as encoded
+//! client sends its sample as the first layer wants it ([`layout`]): once for a dense layer; for a convolution, once for each weight
+//! of the kernel, the pixels under that weight in every window, of two weights or more in a ciphertext. The server holds its weights as encoded
 //! slots and the client's keys for products and for a few rotations.
 
 mod client;

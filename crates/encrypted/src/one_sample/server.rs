@@ -1,7 +1,7 @@
 //! The server's side: rotations and products on one sample that it cannot open.
 
-use super::layout::Layout;
-use super::plan::{Dense, OneSamplePlan, Step, Work};
+use super::layout::{InputLayout, Layout};
+use super::plan::{Dense, Folds, OneSamplePlan, Step, Work};
 use super::{Asked, ONE_SAMPLE};
 use crate::evaluate::{count, described, read_input};
 use crate::{Description, Layer, Linear, Network, ServeError, Shape};
@@ -34,6 +34,7 @@ enum Prepared {
     Windows {
         /// One for each ciphertext.
         weights: Vec<Plaintext>,
+        folds: Folds,
         bias: Plaintext,
     },
     Dense {
@@ -67,7 +68,7 @@ impl OneSampleServer {
             description: described(&description)?,
             scale: plan.scale,
             samples_max: 1,
-            inputs: count(plan.input.ciphertexts()),
+            inputs: count(plan.input.ciphertexts(ONE_SAMPLE.slots())),
             input_bytes: count(FreshCiphertext::byte_length(&context, ONE_SAMPLE.level_max())),
             outputs: 1,
             output_bytes: count(Ciphertext::byte_length(&context, plan.output_level, 2)),
@@ -82,8 +83,8 @@ impl OneSampleServer {
         &self.plan
     }
 
-    fn run(&self, keys: &OneSampleKeys, inputs: &[FreshCiphertext]) -> Result<Ciphertext, CkksError> {
-        let mut values: Vec<Ciphertext> = inputs.iter().map(FreshCiphertext::expand).collect();
+    fn run(&self, keys: &OneSampleKeys, inputs: Vec<FreshCiphertext>) -> Result<Ciphertext, CkksError> {
+        let mut values: Vec<Ciphertext> = inputs.into_iter().map(FreshCiphertext::into_ciphertext).collect();
         for (layer, step) in self.layers.iter().zip(&self.plan.steps) {
             let mut value = layer.evaluate(keys, &values)?;
             for _ in 0..step.scales.rescalings {
@@ -109,10 +110,10 @@ impl Prepared {
         };
         match &step.work {
             Work::Square => Ok(Self::Square),
-            Work::Windows(layout) => {
-                let weights = window_weights(linear, layout, slots);
+            Work::Windows(input, folds) => {
+                let weights = window_weights(linear, input, slots);
                 let weights = weights.iter().map(|weights| encode(weights)).collect::<Result<_, _>>()?;
-                Ok(Self::Windows { weights, bias: bias(layout)? })
+                Ok(Self::Windows { weights, folds: folds.clone(), bias: bias(&input.layout)? })
             }
             Work::Dense(layout, dense) => {
                 // The first one stays, so that there is a product even if all weights are 0.
@@ -146,9 +147,9 @@ impl Prepared {
                 let value = only(values)?;
                 value.mul(value)?.relinearize(&keys.products)
             }
-            Self::Windows { weights, .. } => {
+            Self::Windows { weights, folds, .. } => {
                 let pairs: Vec<_> = values.iter().zip(weights).collect();
-                Ciphertext::sum_of_products(&pairs)
+                folded(Ciphertext::sum_of_products(&pairs)?, folds, &keys.rotations)
             }
             Self::Dense { dense, weights, .. } => {
                 let steps: Vec<usize> = (0..dense.baby).collect();
@@ -165,27 +166,32 @@ impl Prepared {
                         (Some(later), pairs) => Some(Ciphertext::sum_of_products(pairs)?.add(&later)?),
                     };
                 }
-                let Some(mut sum) = sum else {
+                let Some(sum) = sum else {
                     return Err(CkksError::Shape { what: "diagonals", expected: 1, found: 0 });
                 };
-                for fold in &dense.folds {
-                    sum = sum.add(&sum.rotate(*fold, &keys.rotations)?)?;
-                }
-                Ok(sum)
+                folded(sum, &dense.folds, &keys.rotations)
             }
         }
     }
 }
 
-/// The slots of the plaintext for each weight of a channel: in every window's slot of every channel, that channel's.
-fn window_weights(linear: &Linear, layout: &Layout, slots: usize) -> Vec<Vec<f64>> {
+fn folded(sum: Ciphertext, folds: &Folds, keys: &RotationKeys) -> Result<Ciphertext, CkksError> {
+    folds.iter().try_fold(sum, |sum, fold| sum.add(&sum.rotate(*fold, keys)?))
+}
+
+/// The slots of the plaintext for each ciphertext: what the channel of a slot's output multiplies the slot's pixel by.
+fn window_weights(linear: &Linear, input: &InputLayout, slots: usize) -> Vec<Vec<f64>> {
     let Shape::Conv(convolution) = linear.shape else { return Vec::new() };
     let unit = (-f64::from(linear.fraction_bits)).exp2();
-    let taps = convolution.weights_per_channel();
+    let weights = convolution.weights_per_channel();
     let windows = linear.outputs / convolution.channels;
-    let weight = |output: usize, tap: usize| unit * f64::from(linear.kernel()[output / windows * taps + tap]);
-    let of = |tap: usize| (0..slots).map(|s| layout.value_at(s).map_or(0.0, |output| weight(output, tap))).collect();
-    (0..taps).map(of).collect()
+    let at = |ciphertext: usize, slot: usize| {
+        let output = input.layout.value_at(slot)?;
+        let weight = input.weight_at(&convolution, ciphertext, slot, slots)?;
+        Some(unit * f64::from(linear.kernel()[output / windows * weights + weight]))
+    };
+    let of = |ciphertext: usize| (0..slots).map(|slot| at(ciphertext, slot).unwrap_or(0.0)).collect();
+    (0..input.ciphertexts(slots)).map(of).collect()
 }
 
 /// All layers but a convolution that comes first have one ciphertext.
@@ -233,7 +239,7 @@ impl Evaluator for OneSampleServer {
         if batch.len() != self.terms.inputs as usize {
             return Err(format!("{} ciphertexts; expected {}", batch.len(), self.terms.inputs));
         }
-        let output = self.run(keys, &batch).map_err(|e| e.to_string())?;
+        let output = self.run(keys, batch).map_err(|e| e.to_string())?;
         Ok(vec![output.to_bytes()])
     }
 }

@@ -153,7 +153,7 @@ fn terms_that_are_not_those_of_such_a_network_are_refused() {
     };
     refused(|t| t.packing = spnn_protocol::message::Packing::SamplePerSlot, "the packing is SamplePerSlot");
     refused(|t| t.preset = "n4096".into(), "preset is n4096; expected n8192");
-    refused(|t| t.inputs = 8, "the number of ciphertexts is 8; expected 9");
+    refused(|t| t.inputs = 8, "the number of ciphertexts is 8; expected 1");
     refused(|t| t.outputs = 2, "the number of answers is 2; expected 1");
     refused(|t| t.samples_max = 2, "samples of a batch is 2; expected 1");
     refused(|t| t.input_bytes = 1, "the length of a ciphertext");
