@@ -153,9 +153,9 @@ impl Ciphertext {
                     self.parts.iter().zip((0..=number).rev()).filter_map(|(x, j)| Some((x, other.parts.get(j)?)));
                 pairs.map(|(x, y)| (&x[limb.clone()], &y[limb.clone()])).collect()
             };
-            let mut sum = vec![0; self.parts[0].len()];
-            for (limb, (sum, q)) in sum.chunks_exact_mut(n).zip(self.context.limbs()).enumerate() {
-                kernel::sum_of_products(*q, sum, &pairs(limb));
+            let mut sum = Vec::with_capacity(self.parts[0].len());
+            for (limb, q) in self.context.limbs()[..=self.level].iter().enumerate() {
+                kernel::sum_of_products(*q, n, &pairs(limb), &mut sum);
             }
             sum
         };

@@ -134,7 +134,7 @@ impl Context {
         let conversion = &self.from_last[level];
         let last = self.split(&polynomial[level * n..], level, conversion);
         polynomial.truncate(level * n);
-        let mut buffer = vec![0; n];
+        let mut buffer = Vec::with_capacity(n);
         for (j, limb) in polynomial.chunks_exact_mut(n).enumerate() {
             self.divide(limb, j, conversion, &last, &mut buffer);
         }
@@ -153,27 +153,26 @@ impl Context {
             self.split(&d[digit.limbs.start * n..digit.limbs.end * n], digit.limbs.start, &digit.conversion)
         };
         let parts = digits.iter().map(split).collect();
-        let mut products = Products { context: self, d, digits, parts, key, extended: vec![0; digits.len() * n] };
+        let mut products = Products { context: self, d, digits, parts, key, extended: vec![Vec::new(); digits.len()] };
+        let empty = |limbs: usize| [0, 1].map(|_| Vec::with_capacity(limbs * n));
         // What is to be divided by P, modulo P.
-        let rest = [0, 1].map(|_| vec![0; (self.moduli.len() - all) * n]);
-        let [mut b, mut a] = rest;
-        for (i, (b, a)) in b.chunks_exact_mut(n).zip(a.chunks_exact_mut(n)).enumerate() {
-            products.sum(all + i, limbs + i, [b, a]);
-        }
-        let rest = [b, a].map(|rest| self.split(&rest, all, &self.from_special));
-        let [mut b, mut a] = [0, 1].map(|_| vec![0; limbs * n]);
-        let mut buffer = vec![0; n];
+        let special = self.moduli.len() - all;
+        let mut rest = empty(special);
+        (0..special).for_each(|i| products.sum(all + i, limbs + i, &mut rest));
+        let rest = rest.map(|rest| self.split(&rest, all, &self.from_special));
+        let (mut sums, mut buffer) = (empty(limbs), Vec::with_capacity(n));
         // Limb by limb, not step by step: a limb stays in the cache.
-        for (j, (b, a)) in b.chunks_exact_mut(n).zip(a.chunks_exact_mut(n)).enumerate() {
-            products.sum(j, j, [b, a]);
-            for ((sum, rest), other) in [b, a].into_iter().zip(&rest).zip(others) {
-                self.divide(sum, j, &self.from_special, rest, &mut buffer);
+        for j in 0..limbs {
+            products.sum(j, j, &mut sums);
+            for ((sum, rest), other) in sums.iter_mut().zip(&rest).zip(others) {
+                let limb = &mut sum[j * n..];
+                self.divide(limb, j, &self.from_special, rest, &mut buffer);
                 if let Some(other) = other {
-                    kernel::add(self.moduli[j], sum, &other[j * n..(j + 1) * n]);
+                    kernel::add(self.moduli[j], limb, &other[j * n..(j + 1) * n]);
                 }
             }
         }
-        [b, a]
+        sums
     }
 
     /// Transformed limbs, the first of which belongs to modulus `first`, for [`Conversion::join`].
@@ -185,7 +184,7 @@ impl Context {
 
     /// Divides limb j by the product of the conversion's primes, rounding to the nearest: (x − x mod M)/M, with `rest` of
     /// x mod M.
-    fn divide(&self, limb: &mut [u64], j: usize, conversion: &Conversion, rest: &Parts, buffer: &mut [u64]) {
+    fn divide(&self, limb: &mut [u64], j: usize, conversion: &Conversion, rest: &Parts, buffer: &mut Vec<u64>) {
         conversion.join(j, rest, buffer);
         self.tables[j].forward(buffer);
         conversion.divide(j, limb, buffer);
@@ -201,17 +200,17 @@ struct Products<'a> {
     parts: Vec<Parts>,
     key: &'a [[Vec<u64>; 2]],
     /// A limb for each digit.
-    extended: Vec<u64>,
+    extended: Vec<Vec<u64>>,
 }
 
 impl Products<'_> {
-    /// Σ_digits d·key modulo the modulus of that number, which is number `target` of the level's limbs and P.
-    fn sum(&mut self, modulus: usize, target: usize, sums: [&mut [u64]; 2]) {
+    /// Appends Σ_digits d·key modulo the modulus of that number, which is number `target` of the level's limbs and P.
+    fn sum(&mut self, modulus: usize, target: usize, sums: &mut [Vec<u64>; 2]) {
         let Self { context, d, digits, parts, key, extended } = self;
         let n = context.n();
         let place = modulus * n..(modulus + 1) * n;
         let mut limbs = Vec::with_capacity(digits.len());
-        for ((digit, parts), limb) in digits.iter().zip(parts).zip(extended.chunks_exact_mut(n)) {
+        for ((digit, parts), limb) in digits.iter().zip(parts).zip(extended) {
             if digit.limbs.contains(&modulus) {
                 limbs.push(&d[place.clone()]);
                 continue;
@@ -222,10 +221,10 @@ impl Products<'_> {
             context.tables[modulus].forward(limb);
             limbs.push(limb);
         }
-        for (which, sum) in sums.into_iter().enumerate() {
+        for (which, sum) in sums.iter_mut().enumerate() {
             let keys = key.iter().map(|digit| &digit[which][place.clone()]);
             let pairs: Vec<_> = limbs.iter().copied().zip(keys).collect();
-            kernel::sum_of_products(context.moduli[modulus], sum, &pairs);
+            kernel::sum_of_products(context.moduli[modulus], n, &pairs, sum);
         }
     }
 }
@@ -265,10 +264,10 @@ mod tests {
                     let drawn = |i: u64| ((i + 1).wrapping_mul(k).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 1) % q;
                     (0..n as u64).map(drawn).collect()
                 };
-                let (mut x, mut y, mut product) = (draw(1), draw(q), vec![0; n]);
+                let (mut x, mut y, mut product) = (draw(1), draw(q), Vec::new());
                 context.forward(&mut x, number);
                 context.forward(&mut y, number);
-                kernel::sum_of_products(*modulus, &mut product, &[(&x, &y)]);
+                kernel::sum_of_products(*modulus, n, &[(&x, &y)], &mut product);
                 context.backward(&mut product, number);
                 // FNV-1a, word by word.
                 digest = product.iter().fold(digest, |digest: u64, x| (digest ^ x).wrapping_mul(0x0100_0000_01b3));
