@@ -30,7 +30,7 @@ fn main() {
     });
     let mut bytes = Vec::new();
     let write = best(|| bytes = fresh.iter().map(FreshCiphertext::to_bytes).collect());
-    let mut batch = FreshBatch::new(&context, 2, 2_f64.powf(21.0));
+    let mut batch = FreshBatch::with_room(&context, 2, 2_f64.powf(21.0), 784).unwrap();
     let read = best(|| {
         batch.clear();
         bytes.iter().try_for_each(|b| batch.push(b)).unwrap();

@@ -17,7 +17,7 @@
 //! below its prime.
 
 use crate::keys::{PublicKey, RelinearizationKey, RotationKeys, SwitchingKey};
-use crate::{Ciphertext, Context, FreshCiphertext, Modulus};
+use crate::{Ciphertext, CkksError, Context, FreshCiphertext, Modulus};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -96,31 +96,35 @@ impl FreshCiphertext {
     }
 }
 
+/// Bytes of a word.
+const SLACK: usize = 8;
+
 /// Many ciphertexts of one level and scale, kept as clients send them: their first parts packed, their second parts as seeds.
 pub struct FreshBatch {
     pub(crate) context: Arc<Context>,
     pub(crate) level: usize,
     pub(crate) scale: f64,
     pub(crate) seeds: Vec<[u8; SEED_BYTES]>,
-    /// One after the other, limb after limb.
+    /// One after the other, limb after limb, and [`SLACK`] bytes, so that every coefficient can be read as a word.
     packed: Vec<u8>,
     /// For checks.
     limb: Vec<u64>,
 }
 
 impl FreshBatch {
-    /// None so far.
-    #[must_use]
-    pub fn new(context: &Arc<Context>, level: usize, scale: f64) -> Self {
-        let (seeds, packed, limb) = (Vec::new(), Vec::new(), Vec::new());
-        Self {
-            context: Arc::clone(context),
-            level: level.min(context.preset().level_max()),
-            scale,
-            seeds,
-            packed,
-            limb,
+    /// None so far, with room for `count`.
+    ///
+    /// # Errors
+    /// [`CkksError::Level`] if the preset has no such level.
+    pub fn with_room(context: &Arc<Context>, level: usize, scale: f64, count: usize) -> Result<Self, CkksError> {
+        let highest = context.preset().level_max();
+        if level > highest {
+            return Err(CkksError::Level { expected: highest, found: level });
         }
+        let mut packed = Vec::with_capacity(count * polynomial_bytes(&context.limbs()[..=level], context.n()) + SLACK);
+        packed.resize(SLACK, 0);
+        let (context, limb) = (Arc::clone(context), Vec::new());
+        Ok(Self { context, level, scale, seeds: Vec::with_capacity(count), packed, limb })
     }
 
     /// Checks a ciphertext and adds it.
@@ -150,7 +154,9 @@ impl FreshBatch {
             }
         }
         self.seeds.push(seed);
+        self.packed.truncate(self.packed.len() - SLACK);
         self.packed.extend_from_slice(packed);
+        self.packed.extend([0; SLACK]);
         Ok(())
     }
 
@@ -170,16 +176,20 @@ impl FreshBatch {
     pub fn clear(&mut self) {
         self.seeds.clear();
         self.packed.clear();
+        self.packed.resize(SLACK, 0);
     }
 
     /// The first part of ciphertext i, from a place of a limb on that a multiple of 8 is.
     pub(crate) fn first_part(&self, i: usize, limb: usize, place: usize, out: &mut [u64]) {
         let (limbs, n) = (self.context.limbs(), self.context.n());
         let at = i * polynomial_bytes(&limbs[..=self.level], n) + polynomial_bytes(&limbs[..limb], n);
-        let width = limbs[limb].bits() as usize;
-        let packed = &self.packed[at + place / 8 * width..];
+        let (width, mask) = (limbs[limb].bits() as usize, (1_u64 << limbs[limb].bits()) - 1);
+        let start = at + place / 8 * width;
+        let packed = &self.packed[start..start + out.len() * width / 8 + SLACK];
         for (i, x) in out.iter_mut().enumerate() {
-            *x = coefficient(packed, i * width, limbs[limb]);
+            let mut word = [0; 8];
+            word.copy_from_slice(&packed[i * width / 8..][..8]);
+            *x = u64::from_le_bytes(word) >> (i * width % 8) & mask;
         }
     }
 }

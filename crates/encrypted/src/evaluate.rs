@@ -157,7 +157,11 @@ impl Evaluator for SamplesServer {
 
     fn batch(&self, _: u32) -> FreshBatch {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        spare.unwrap_or_else(|| FreshBatch::new(&self.context, self.context.preset().level_max(), self.plan.scale))
+        let (level, count) = (self.context.preset().level_max(), self.terms.inputs as usize);
+        #[expect(clippy::expect_used, reason = "a preset has its highest level")]
+        spare.unwrap_or_else(|| {
+            FreshBatch::with_room(&self.context, level, self.plan.scale, count).expect("the highest level")
+        })
     }
 
     fn take(&self, batch: &mut FreshBatch, ciphertext: &[u8]) -> Result<(), String> {

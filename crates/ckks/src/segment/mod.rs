@@ -376,7 +376,7 @@ mod tests {
             secret.encrypt(&plain, &mut rng).unwrap()
         });
         let fresh: Vec<FreshCiphertext> = fresh.collect();
-        let mut batch = FreshBatch::new(&context, 2, scale);
+        let mut batch = FreshBatch::with_room(&context, 2, scale, count).unwrap();
         fresh.iter().try_for_each(|c| batch.push(&c.to_bytes())).unwrap();
         Setup { fresh, batch, context, secret, values }
     }
@@ -492,7 +492,12 @@ mod tests {
         let large = squares.evaluate(&context, Inputs::Fresh(&batch), &mut Workspace::default(), 1).err();
         assert!(matches!(large, Some(CkksError::Scale { .. })));
         let none = squares
-            .evaluate(&context, Inputs::Fresh(&FreshBatch::new(&context, 2, 1.0)), &mut Workspace::default(), 1)
+            .evaluate(
+                &context,
+                Inputs::Fresh(&FreshBatch::with_room(&context, 2, 1.0, 0).unwrap()),
+                &mut Workspace::default(),
+                1,
+            )
             .err();
         assert!(matches!(none, Some(CkksError::Shape { found: 0, .. })));
         let mut whole: Vec<Ciphertext> = fresh.iter().map(FreshCiphertext::expand).collect();
