@@ -1,10 +1,10 @@
-//! The README's four terminals, word for word: its set-up block, then its four lines at once.
+//! The README's commands, word for word: four terminals (its set-up block, then its four lines at once), and encrypted queries.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod kit;
 
-use kit::shell;
+use kit::{repository, shell};
 
 /// The shell blocks of the README's section on four terminals.
 fn blocks() -> Vec<String> {
@@ -46,4 +46,16 @@ fn four_terminals() {
     let lines: std::collections::HashSet<&str> = predicted.lines().collect();
     assert_eq!(lines.len(), 570);
     assert!(trained.lines().all(|l| lines.contains(l)), "scores before and after reload differ");
+}
+
+#[test]
+fn encrypted_queries() {
+    let readme = include_str!("../README.md");
+    let block = readme.split("```sh\n").find(|block| block.starts_with("spnn encrypted train")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(repository("examples"), directory.path().join("examples")).unwrap();
+    let said = shell(block.split("```").next().unwrap(), directory.path()).output().unwrap();
+    let out = String::from_utf8_lossy(&said.stdout);
+    assert!(said.status.success(), "{out}{}", String::from_utf8_lossy(&said.stderr));
+    assert!(out.contains("397 samples") && out.contains("accuracy 9"), "{out}");
 }

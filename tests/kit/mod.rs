@@ -387,10 +387,15 @@ impl Process {
         if ["coordinator", "server"].contains(&kind) {
             let _ = fs::remove_file(directory.join("address"));
         }
+        Self::run(role, directory, &[&[kind, "--config", arg(config)], args].concat(), doomed)
+    }
+
+    /// Starts `spnn` with these arguments; what it writes goes to a file in `directory`.
+    pub(crate) fn run(role: &str, directory: &Path, args: &[&str], doomed: Option<u64>) -> Self {
         let output = directory.join("output");
         let mut file = File::create(&output).unwrap();
         let mut command = Command::new(SPNN);
-        command.args([kind, "--config", arg(config)]).args(args).env_remove("SPNN_LOG").stdin(Stdio::null());
+        command.args(args).env_remove("SPNN_LOG").stdin(Stdio::null());
         command.stdout(file.try_clone().unwrap());
         match doomed {
             None => command.stderr(file.try_clone().unwrap()),
@@ -441,6 +446,11 @@ impl Process {
     /// Everything it has written so far.
     pub(crate) fn said(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.output).unwrap_or_default()).into_owned()
+    }
+
+    /// Its resident set now, in bytes.
+    pub(crate) fn resident(&self) -> u64 {
+        status_bytes(self.child.id(), "VmRSS:").unwrap_or(0)
     }
 
     pub(crate) fn kill(&mut self) {
@@ -509,7 +519,12 @@ pub(crate) fn all_end(mut processes: Vec<Process>) -> BTreeMap<String, Ended> {
 
 /// Largest resident set of a running process so far, in bytes.
 fn resident_max(pid: u32) -> Option<u64> {
+    status_bytes(pid, "VmHWM:")
+}
+
+/// A size in the system's account of a process.
+fn status_bytes(pid: u32, field: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|l| l.strip_prefix(field))?;
     line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib * 1024)
 }

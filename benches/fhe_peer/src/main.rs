@@ -2,6 +2,9 @@
 //!
 //! usage: fhe-peer N SECONDS BITS,… (of the primes). Prints one line of JSON: milliseconds of CPU, the fastest of several.
 //!
+//! fhe-peer layers SECONDS BITS,… prints what a step of CryptoNets takes at n = 8,192 in its plain use, one sample per slot:
+//! adding a ciphertext times a weight that is encoded as a plaintext, and squaring with relinearisation.
+//!
 //! fhe-peer products N BITS,… prints a digest of products modulo X^N + 1 and each prime by `fhe-math`; crates/ckks has what it
 //! printed in a test. A program of its own does so, not that test: `fhe-math` always brings `tfhe-ntt`, whose licence grants no
 //! patents (its feature of that name only says whether it is called; here it is not).
@@ -22,6 +25,8 @@ fn main() {
     let bits: Vec<usize> = bits.split(',').map(|b| b.parse().unwrap()).collect();
     if first == "products" {
         println!("{:#018x}", products(second.parse().unwrap(), &bits));
+    } else if first == "layers" {
+        layers(second.parse().unwrap(), &bits);
     } else {
         times(first.parse().unwrap(), second.parse().unwrap(), &bits);
     }
@@ -73,6 +78,28 @@ fn times(n: usize, seconds: f64, bits: &[usize]) {
     });
     let rotate = best(seconds, || drop(rotation.rotates_columns_by(&x, 1).unwrap()));
     println!(r#"{{"product": {product}, "relinearize": {relinearized}, "rotate": {rotate}}}"#);
+}
+
+fn layers(seconds: f64, bits: &[usize]) {
+    let parameters = BfvParametersBuilder::new()
+        .set_degree(8192)
+        .set_plaintext_modulus(PLAIN)
+        .set_moduli_sizes(bits)
+        .build_arc()
+        .unwrap();
+    let mut rng = rand::rng();
+    let secret = SecretKey::random(&parameters, &mut rng);
+    let key = RelinearizationKey::new(&secret, &mut rng).unwrap();
+    let plain = Plaintext::try_encode(&vec![5_u64; 8192], Encoding::simd(), &parameters).unwrap();
+    let x: Ciphertext = secret.try_encrypt(&plain, &mut rng).unwrap();
+    let weight = Plaintext::try_encode(&vec![3_u64; 8192], Encoding::simd(), &parameters).unwrap();
+    let mut sum = x.clone();
+    let weighted = best(seconds, || sum += &(&x * &weight));
+    let square = best(seconds, || {
+        let mut product = &x * &x;
+        key.relinearizes(&mut product).unwrap();
+    });
+    println!(r#"{{"batch": 8192, "weighted": {weighted}, "square": {square}}}"#);
 }
 
 fn best(seconds: f64, mut work: impl FnMut()) -> f64 {

@@ -8,7 +8,8 @@
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use spnn_ckks::{
-    Ciphertext, Context, FreshCiphertext, Inputs, Layer, LinearMap, Plaintext, Preset, SecretKey, Segment,
+    Ciphertext, Context, FreshBatch, FreshCiphertext, Inputs, Layer, LinearMap, Plaintext, Preset, SecretKey, Segment,
+    Workspace,
 };
 use spnn_crypto::SecretRng;
 
@@ -29,7 +30,12 @@ fn main() {
     });
     let mut bytes = Vec::new();
     let write = best(|| bytes = fresh.iter().map(FreshCiphertext::to_bytes).collect());
-    let read = best(|| fresh = bytes.iter().map(|b| FreshCiphertext::from_bytes(&context, b).unwrap()).collect());
+    let mut batch = FreshBatch::with_room(&context, 2, 2_f64.powf(21.0), 784).unwrap();
+    let read = best(|| {
+        batch.clear();
+        bytes.iter().try_for_each(|b| batch.push(b)).unwrap();
+    });
+    let mut workspace = Workspace::default();
     let weight = |i: usize, max: i32| (i as i32).wrapping_mul(7919) % max;
     let linear =
         |map, outputs, bits: i32| Layer::Linear { map, weight_scale: 2_f64.powi(bits), bias: vec![0.1; outputs] };
@@ -44,11 +50,11 @@ fn main() {
             .unwrap();
     let second = Segment::new(vec![Layer::Square, linear(dense(100, 10, 30), 10, 6)]).unwrap();
     let mut hidden = Vec::new();
-    let one = best(|| hidden = first.evaluate(&context, Inputs::Fresh(&fresh), 1).unwrap());
+    let one = best(|| hidden = first.evaluate(&context, Inputs::Fresh(&batch), &mut workspace, 1).unwrap());
     let rescale = best(|| drop(hidden.iter().map(|c| c.rescale().unwrap()).collect::<Vec<_>>()));
     let rescaled: Vec<Ciphertext> = hidden.iter().map(|c| c.rescale().unwrap()).collect();
     let mut outputs = Vec::new();
-    let two = best(|| outputs = second.evaluate(&context, Inputs::Whole(&rescaled), 1).unwrap());
+    let two = best(|| outputs = second.evaluate(&context, Inputs::Whole(&rescaled), &mut workspace, 1).unwrap());
     let answer = best(|| drop(outputs.iter().map(Ciphertext::to_bytes).collect::<Vec<_>>()));
     let decrypt = best(|| outputs.iter().for_each(|c| drop(secret.decrypt(c).unwrap().decode())));
     let server = read + one + rescale + two + answer;

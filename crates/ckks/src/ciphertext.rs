@@ -153,12 +153,11 @@ impl Ciphertext {
         let scale = first.scale_of_product(plain.scale)?;
         let (context, n) = (&first.context, first.context.n());
         let part = |number: usize| {
-            let mut sum = vec![0; first.parts[number].len()];
-            for (limb, (sum, q)) in sum.chunks_exact_mut(n).zip(context.limbs()).enumerate() {
+            let mut sum = Vec::with_capacity(first.parts[number].len());
+            for (limb, q) in context.limbs()[..=first.level].iter().enumerate() {
                 let limb = limb * n..(limb + 1) * n;
-                let pairs: Vec<(&[u64], &[u64])> =
-                    pairs.iter().map(|(x, y)| (&x.parts[number][limb.clone()], &y.polynomial[limb.clone()])).collect();
-                kernel::sum_of_products(*q, sum, &pairs);
+                let limbs = pairs.iter().map(|(x, y)| (&x.parts[number][limb.clone()], &y.polynomial[limb.clone()]));
+                kernel::sum_of_products(*q, n, &limbs.collect::<Vec<_>>(), &mut sum);
             }
             sum
         };
@@ -196,9 +195,9 @@ impl Ciphertext {
                     self.parts.iter().zip((0..=number).rev()).filter_map(|(x, j)| Some((x, other.parts.get(j)?)));
                 pairs.map(|(x, y)| (&x[limb.clone()], &y[limb.clone()])).collect()
             };
-            let mut sum = vec![0; self.parts[0].len()];
-            for (limb, (sum, q)) in sum.chunks_exact_mut(n).zip(self.context.limbs()).enumerate() {
-                kernel::sum_of_products(*q, sum, &pairs(limb));
+            let mut sum = Vec::with_capacity(self.parts[0].len());
+            for (limb, q) in self.context.limbs()[..=self.level].iter().enumerate() {
+                kernel::sum_of_products(*q, n, &pairs(limb), &mut sum);
             }
             sum
         };

@@ -134,7 +134,7 @@ impl Context {
         let conversion = &self.from_last[level];
         let last = self.split(&polynomial[level * n..], level, conversion);
         polynomial.truncate(level * n);
-        let mut buffer = vec![0; n];
+        let mut buffer = Vec::with_capacity(n);
         for (j, limb) in polynomial.chunks_exact_mut(n).enumerate() {
             self.divide(limb, j, conversion, &last, &mut buffer);
         }
@@ -147,8 +147,8 @@ impl Context {
     /// Hybrid key switching (Han, Ki, "Better bootstrapping for approximate homomorphic encryption", 2020, section 3): the
     /// error it adds is about √(n·digits)·(a digit's product / P)·σ before, and √n after, the division.
     pub(crate) fn switch(&self, d: &[u64], key: &[[Vec<u64>; 2]], others: [Option<&[u64]>; 2]) -> [Vec<u64>; 2] {
-        let mut extended = vec![0; self.digits[d.len() / self.n() - 1].len() * self.n()];
         let digits = self.digits_of(d);
+        let mut extended = digits.none();
         self.switch_with(d.len() / self.n(), others, |modulus, target, sums| {
             digits.extend(modulus, target, &mut extended);
             digits.sum(modulus, &extended, key, sums);
@@ -163,50 +163,48 @@ impl Context {
         keys: impl Iterator<Item = &'k [[Vec<u64>; 2]]>,
         others: [Option<&[u64]>; 2],
     ) -> Vec<[Vec<u64>; 2]> {
-        let (n, limbs, all) = (self.n(), d.len() / self.n(), self.limbs().len());
+        let (limbs, all) = (d.len() / self.n(), self.limbs().len());
         let digits = self.digits_of(d);
-        let specials = self.moduli.len() - all;
-        let mut extended = vec![0; (limbs + specials) * digits.digits.len() * n];
-        for (target, extended) in extended.chunks_exact_mut(digits.digits.len() * n).enumerate() {
-            let modulus = if target < limbs { target } else { target - limbs + all };
-            digits.extend(modulus, target, extended);
-        }
-        let of = |target: usize| &extended[target * digits.digits.len() * n..(target + 1) * digits.digits.len() * n];
-        keys.map(|key| {
-            self.switch_with(limbs, others, |modulus, target, sums| digits.sum(modulus, of(target), key, sums))
-        })
-        .collect()
+        let extend = |(target, modulus)| {
+            let mut extended = digits.none();
+            digits.extend(modulus, target, &mut extended);
+            extended
+        };
+        let extended: Vec<_> = (0..limbs).chain(all..self.moduli.len()).enumerate().map(extend).collect();
+        let switch = |key: &[_]| {
+            self.switch_with(limbs, others, |modulus, target, sums| digits.sum(modulus, &extended[target], key, sums))
+        };
+        keys.map(switch).collect()
     }
 
-    /// The part of [`switch`](Self::switch) behind the digits: `sum(modulus, target, sums)` sums the products modulo that
-    /// modulus, which is number `target` of the level's limbs and P.
+    /// The part of [`switch`](Self::switch) behind the digits: `sum(modulus, target, sums)` appends the sums of products modulo
+    /// that modulus, which is number `target` of the level's limbs and P.
     fn switch_with(
         &self,
         limbs: usize,
         others: [Option<&[u64]>; 2],
-        mut sum: impl FnMut(usize, usize, [&mut [u64]; 2]),
+        mut sum: impl FnMut(usize, usize, &mut [Vec<u64>; 2]),
     ) -> [Vec<u64>; 2] {
         let (n, all) = (self.n(), self.limbs().len());
+        let empty = |limbs: usize| [0, 1].map(|_| Vec::with_capacity(limbs * n));
         // What is to be divided by P, modulo P.
-        let rest = [0, 1].map(|_| vec![0; (self.moduli.len() - all) * n]);
-        let [mut b, mut a] = rest;
-        for (i, (b, a)) in b.chunks_exact_mut(n).zip(a.chunks_exact_mut(n)).enumerate() {
-            sum(all + i, limbs + i, [b, a]);
-        }
-        let rest = [b, a].map(|rest| self.split(&rest, all, &self.from_special));
-        let [mut b, mut a] = [0, 1].map(|_| vec![0; limbs * n]);
-        let mut buffer = vec![0; n];
+        let special = self.moduli.len() - all;
+        let mut rest = empty(special);
+        (0..special).for_each(|i| sum(all + i, limbs + i, &mut rest));
+        let rest = rest.map(|rest| self.split(&rest, all, &self.from_special));
+        let (mut sums, mut buffer) = (empty(limbs), Vec::with_capacity(n));
         // Limb by limb, not step by step: a limb stays in the cache.
-        for (j, (b, a)) in b.chunks_exact_mut(n).zip(a.chunks_exact_mut(n)).enumerate() {
-            sum(j, j, [b, a]);
-            for ((sum, rest), other) in [b, a].into_iter().zip(&rest).zip(others) {
-                self.divide(sum, j, &self.from_special, rest, &mut buffer);
+        for j in 0..limbs {
+            sum(j, j, &mut sums);
+            for ((sum, rest), other) in sums.iter_mut().zip(&rest).zip(others) {
+                let limb = &mut sum[j * n..];
+                self.divide(limb, j, &self.from_special, rest, &mut buffer);
                 if let Some(other) = other {
-                    kernel::add(self.moduli[j], sum, &other[j * n..(j + 1) * n]);
+                    kernel::add(self.moduli[j], limb, &other[j * n..(j + 1) * n]);
                 }
             }
         }
-        [b, a]
+        sums
     }
 
     fn digits_of<'a>(&'a self, d: &'a [u64]) -> Digits<'a> {
@@ -227,7 +225,7 @@ impl Context {
 
     /// Divides limb j by the product of the conversion's primes, rounding to the nearest: (x − x mod M)/M, with `rest` of
     /// x mod M.
-    fn divide(&self, limb: &mut [u64], j: usize, conversion: &Conversion, rest: &Parts, buffer: &mut [u64]) {
+    fn divide(&self, limb: &mut [u64], j: usize, conversion: &Conversion, rest: &Parts, buffer: &mut Vec<u64>) {
         conversion.join(j, rest, buffer);
         self.tables[j].forward(buffer);
         conversion.divide(j, limb, buffer);
@@ -244,12 +242,15 @@ struct Digits<'a> {
 }
 
 impl Digits<'_> {
+    /// For [`extend`](Self::extend).
+    fn none(&self) -> Vec<Vec<u64>> {
+        vec![Vec::new(); self.digits.len()]
+    }
+
     /// The digits modulo the modulus of that number, which is number `target` of the level's limbs and P: a limb for each, left
     /// as it is where the digit has that limb itself.
-    fn extend(&self, modulus: usize, target: usize, extended: &mut [u64]) {
-        for ((digit, parts), limb) in
-            self.digits.iter().zip(&self.parts).zip(extended.chunks_exact_mut(self.context.n()))
-        {
+    fn extend(&self, modulus: usize, target: usize, extended: &mut [Vec<u64>]) {
+        for ((digit, parts), limb) in self.digits.iter().zip(&self.parts).zip(extended) {
             if digit.limbs.contains(&modulus) {
                 continue;
             }
@@ -260,18 +261,15 @@ impl Digits<'_> {
         }
     }
 
-    /// Σ_digits d·key modulo the modulus of that number, with what [`extend`](Self::extend) made for it.
-    fn sum(&self, modulus: usize, extended: &[u64], key: &[[Vec<u64>; 2]], sums: [&mut [u64]; 2]) {
+    /// Appends Σ_digits d·key modulo the modulus of that number, with what [`extend`](Self::extend) made for it.
+    fn sum(&self, modulus: usize, extended: &[Vec<u64>], key: &[[Vec<u64>; 2]], sums: &mut [Vec<u64>; 2]) {
         let n = self.context.n();
         let place = modulus * n..(modulus + 1) * n;
-        for (which, sum) in sums.into_iter().enumerate() {
-            let limbs = self
-                .digits
-                .iter()
-                .zip(extended.chunks_exact(n))
-                .map(|(digit, limb)| if digit.limbs.contains(&modulus) { &self.d[place.clone()] } else { limb });
+        for (which, sum) in sums.iter_mut().enumerate() {
+            let own = |digit: &Digit| digit.limbs.contains(&modulus).then(|| &self.d[place.clone()]);
+            let limbs = self.digits.iter().zip(extended).map(|(digit, limb)| own(digit).unwrap_or(limb));
             let pairs: Vec<_> = limbs.zip(key.iter().map(|digit| &digit[which][place.clone()])).collect();
-            kernel::sum_of_products(self.context.moduli[modulus], sum, &pairs);
+            kernel::sum_of_products(self.context.moduli[modulus], n, &pairs, sum);
         }
     }
 }
@@ -300,7 +298,7 @@ mod tests {
         // Digests of products modulo every prime, by fhe-math 0.1.1:
         // cargo run --release --manifest-path benches/fhe_peer/Cargo.toml -- products N BITS,…
         let expected: [u64; 4] =
-            [0xe942_b0f2_6a60_2ee7, 0xa2e3_2f7f_30ec_7182, 0xfc71_d83d_169f_3e88, 0x1eb2_1e8b_b066_49fd];
+            [0x0075_2ab7_c5ee_a996, 0xbbaf_e511_34ef_3651, 0xfc71_d83d_169f_3e88, 0x28a2_d2fe_1b13_0ec4];
         for (preset, expected) in Preset::ALL.into_iter().zip(expected) {
             let context = Context::new(preset).unwrap();
             let n = context.n();
@@ -311,10 +309,10 @@ mod tests {
                     let drawn = |i: u64| ((i + 1).wrapping_mul(k).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 1) % q;
                     (0..n as u64).map(drawn).collect()
                 };
-                let (mut x, mut y, mut product) = (draw(1), draw(q), vec![0; n]);
+                let (mut x, mut y, mut product) = (draw(1), draw(q), Vec::new());
                 context.forward(&mut x, number);
                 context.forward(&mut y, number);
-                kernel::sum_of_products(*modulus, &mut product, &[(&x, &y)]);
+                kernel::sum_of_products(*modulus, n, &[(&x, &y)], &mut product);
                 context.backward(&mut product, number);
                 // FNV-1a, word by word.
                 digest = product.iter().fold(digest, |digest: u64, x| (digest ^ x).wrapping_mul(0x0100_0000_01b3));

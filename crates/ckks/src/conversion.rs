@@ -63,10 +63,11 @@ impl Conversion {
         Parts { parts: coefficients, fractions }
     }
 
-    /// The second half: coefficients modulo the target of that number.
-    pub(crate) fn join(&self, target: usize, Parts { parts, fractions }: &Parts, coefficients: &mut [u64]) {
+    /// The second half: coefficients modulo the target of that number, in place of what `coefficients` holds.
+    pub(crate) fn join(&self, target: usize, Parts { parts, fractions }: &Parts, coefficients: &mut Vec<u64>) {
         let Target { modulus, factors, product, .. } = &self.to[target];
-        kernel::join(*modulus, coefficients, parts, factors, (fractions, *product));
+        coefficients.clear();
+        kernel::join(*modulus, parts, factors, (fractions, *product), coefficients);
     }
 
     /// x := (x − rest)/M modulo the target of that number.
@@ -92,9 +93,9 @@ mod tests {
             };
             let parts = conversion.split(residues(&primes[..2]));
             for target in 0..2 {
-                let mut found = [0; 2];
+                let mut found = vec![0];
                 conversion.join(target, &parts, &mut found);
-                prop_assert_eq!(&found[..], residues(&primes[2 + target..3 + target]));
+                prop_assert_eq!(found, residues(&primes[2 + target..3 + target]));
             }
         }
     }

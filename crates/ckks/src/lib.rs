@@ -40,8 +40,8 @@ pub use keys::{PublicKey, RelinearizationKey, RotationKeys, SecretKey};
 pub use modulus::Modulus;
 pub use plaintext::Plaintext;
 pub use preset::Preset;
-pub use segment::{Inputs, Layer, LinearMap, Segment};
-pub use wire::WireError;
+pub use segment::{Inputs, Layer, LinearMap, Segment, Workspace};
+pub use wire::{FreshBatch, WireError};
 
 use thiserror::Error;
 

@@ -16,26 +16,24 @@ pub struct Preset {
     limbs_per_digit: usize,
 }
 
-/// The largest log2(Q·P) of each dimension for 128-bit security against classical attacks with a ternary secret
-/// (Homomorphic Encryption Standard, 2018, Table 1).
-///
-/// A later table (Bossuat and others, "Security Guidelines for Implementing Homomorphic Encryption", ePrint 2024/463, Table 5.2)
-/// counts newer attacks and is stricter by up to 13 bits; a test says what each preset has by it.
-const LOG_MODULUS_MAX: [(usize, u32); 4] = [(4096, 109), (8192, 218), (16_384, 438), (32_768, 881)];
+/// The largest log2(Q·P) of each dimension for 128-bit security against classical attacks with a ternary secret: Bossuat and
+/// others, "Security Guidelines for Implementing Homomorphic Encryption" (ePrint 2024/463, Table 5.2), which counts newer attacks
+/// than the Homomorphic Encryption Standard (2018, Table 1: 109, 218, 438, 881) and is stricter by up to 13 bits.
+const LOG_MODULUS_MAX: [(usize, u32); 4] = [(4096, 106), (8192, 214), (16_384, 430), (32_768, 868)];
 
 impl Preset {
-    /// 2,048 slots, log2 Q < 109, two rescalings: shallow networks over many samples. No key switching: products keep more
+    /// 2,048 slots, log2 Q < 106, two rescalings: shallow networks over many samples. No key switching: products keep more
     /// parts.
     pub const N4096: Self =
-        Self { name: "n4096", number: 1, n: 4096, limb_bits: &[37, 36, 36], special_bits: &[], limbs_per_digit: 0 };
+        Self { name: "n4096", number: 1, n: 4096, limb_bits: &[36, 35, 35], special_bits: &[], limbs_per_digit: 0 };
 
-    /// 4,096 slots, log2 QP < 218, three rescalings by 2^40.
+    /// 4,096 slots, log2 QP < 214, three rescalings by 2^40.
     pub const N8192: Self = Self {
         name: "n8192",
         number: 2,
         n: 8192,
-        limb_bits: &[50, 40, 40, 40],
-        special_bits: &[48],
+        limb_bits: &[48, 40, 40, 40],
+        special_bits: &[46],
         limbs_per_digit: 1,
     };
 
@@ -49,13 +47,13 @@ impl Preset {
         limbs_per_digit: 2,
     };
 
-    /// 16,384 slots, log2 QP < 870, sixteen rescalings by 2^40.
+    /// 16,384 slots, log2 QP < 868, sixteen rescalings by 2^40.
     pub const N32768: Self = Self {
         name: "n32768",
         number: 4,
         n: 32_768,
         limb_bits: &[50, 40, 40, 40, 40, 40, 40, 40, 40, 40, 40, 40, 40, 40, 40, 40, 40],
-        special_bits: &[44, 44, 44, 48],
+        special_bits: &[44, 44, 44, 46],
         limbs_per_digit: 4,
     };
 
@@ -132,7 +130,7 @@ mod tests {
         for preset in Preset::ALL {
             assert!(preset.is_secure(), "{preset:?}");
         }
-        let more = Preset { limb_bits: &[37, 37, 36], ..Preset::N4096 };
+        let more = Preset { limb_bits: &[36, 36, 35], ..Preset::N4096 };
         assert!(!more.is_secure());
         let other_dimension = Preset { n: 2048, ..Preset::N4096 };
         assert!(!other_dimension.is_secure());
@@ -146,18 +144,16 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_the_published_ones() {
+    fn limits_are_within_both_published_tables() {
         // Homomorphic Encryption Standard, 2018, Table 1, secret (-1, 1), 128 bits, classical; SEAL and OpenFHE have the same.
-        assert_eq!(LOG_MODULUS_MAX, [(4096, 109), (8192, 218), (16_384, 438), (32_768, 881)]);
+        let standard = [(4096, 109), (8192, 218), (16_384, 438), (32_768, 881)];
         // ePrint 2024/463, Table 5.2, ternary secret, 128 bits, classical.
-        let stricter = [(4096, 106), (8192, 214), (16_384, 430), (32_768, 868)];
-        for (preset, ((n, limit), expected)) in
-            Preset::ALL.into_iter().zip(stricter.into_iter().zip([124, 125, 128, 127]))
-        {
+        let guidelines = [(4096, 106), (8192, 214), (16_384, 430), (32_768, 868)];
+        for preset in Preset::ALL {
             let bits: u32 = preset.limb_bits.iter().chain(preset.special_bits).sum();
-            // At one dimension, bits of security are nearly in inverse proportion to those of the modulus (as the two tables'
-            // columns for 128, 192 and 256 bits are).
-            assert_eq!((preset.n, 128 * limit / bits), (n, expected), "{preset:?}");
+            for table in [standard, guidelines, LOG_MODULUS_MAX] {
+                assert!(table.iter().any(|(n, max)| *n == preset.n && bits <= *max), "{preset:?}: {bits} bits");
+            }
         }
     }
 }

@@ -17,7 +17,7 @@
 //! below its prime.
 
 use crate::keys::{PublicKey, RelinearizationKey, RotationKeys, SwitchingKey};
-use crate::{Ciphertext, Context, FreshCiphertext, Modulus};
+use crate::{Ciphertext, CkksError, Context, FreshCiphertext, Modulus};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -93,6 +93,104 @@ impl FreshCiphertext {
         let seed = reader.seed();
         let c0 = reader.polynomial(&context.limbs()[..=level])?;
         Ok(Self { context: Arc::clone(context), c0, seed, level, scale })
+    }
+}
+
+/// Bytes of a word.
+const SLACK: usize = 8;
+
+/// Many ciphertexts of one level and scale, kept as clients send them: their first parts packed, their second parts as seeds.
+pub struct FreshBatch {
+    pub(crate) context: Arc<Context>,
+    pub(crate) level: usize,
+    pub(crate) scale: f64,
+    pub(crate) seeds: Vec<[u8; SEED_BYTES]>,
+    /// One after the other, limb after limb, and [`SLACK`] bytes, so that every coefficient can be read as a word.
+    packed: Vec<u8>,
+    /// For checks.
+    limb: Vec<u64>,
+}
+
+impl FreshBatch {
+    /// None so far, with room for `count`.
+    ///
+    /// # Errors
+    /// [`CkksError::Level`] if the preset has no such level.
+    pub fn with_room(context: &Arc<Context>, level: usize, scale: f64, count: usize) -> Result<Self, CkksError> {
+        let highest = context.preset().level_max();
+        if level > highest {
+            return Err(CkksError::Level { expected: highest, found: level });
+        }
+        let mut packed = Vec::with_capacity(count * polynomial_bytes(&context.limbs()[..=level], context.n()) + SLACK);
+        packed.resize(SLACK, 0);
+        let (context, limb) = (Arc::clone(context), Vec::new());
+        Ok(Self { context, level, scale, seeds: Vec::with_capacity(count), packed, limb })
+    }
+
+    /// Checks a ciphertext and adds it.
+    ///
+    /// # Errors
+    /// [`WireError`], also for another level or scale than this batch has.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), WireError> {
+        let context = Arc::clone(&self.context);
+        let mut reader = Reader { context: &context, bytes, total: bytes.len() };
+        let (level, parts, scale) = reader.ciphertext_header(Kind::Fresh)?;
+        is(parts == 2, "parts", "2", parts)?;
+        is(level == self.level, "level", &self.level.to_string(), level)?;
+        is(scale.to_bits() == self.scale.to_bits(), "scale", &self.scale.to_string(), scale)?;
+        reader.has_in_all(FreshCiphertext::byte_length(&context, level))?;
+        let seed = reader.seed();
+        let packed = reader.bytes;
+        for limb in 0..=level {
+            let modulus = context.limbs()[limb];
+            self.limb.clear();
+            let (own, rest) = reader.bytes.split_at(limb_bytes(modulus, context.n()));
+            unpack(own, modulus, &mut self.limb);
+            reader.bytes = rest;
+            // All of them, so that nothing depends on where the first is.
+            let largest = self.limb.iter().fold(0, |largest, x| largest.max(*x));
+            if largest >= modulus.value() {
+                return Err(WireError::Coefficient { limb });
+            }
+        }
+        self.seeds.push(seed);
+        self.packed.truncate(self.packed.len() - SLACK);
+        self.packed.extend_from_slice(packed);
+        self.packed.extend([0; SLACK]);
+        Ok(())
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.seeds.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.seeds.is_empty()
+    }
+
+    /// Forgets all of them, and keeps the memory.
+    pub fn clear(&mut self) {
+        self.seeds.clear();
+        self.packed.clear();
+        self.packed.resize(SLACK, 0);
+    }
+
+    /// The first part of ciphertext i, from a place of a limb on that a multiple of 8 is.
+    pub(crate) fn first_part(&self, i: usize, limb: usize, place: usize, out: &mut [u64]) {
+        let (limbs, n) = (self.context.limbs(), self.context.n());
+        let at = i * polynomial_bytes(&limbs[..=self.level], n) + polynomial_bytes(&limbs[..limb], n);
+        let (width, mask) = (limbs[limb].bits() as usize, (1_u64 << limbs[limb].bits()) - 1);
+        let start = at + place / 8 * width;
+        let packed = &self.packed[start..start + out.len() * width / 8 + SLACK];
+        for (i, x) in out.iter_mut().enumerate() {
+            let mut word = [0; 8];
+            word.copy_from_slice(&packed[i * width / 8..][..8]);
+            *x = u64::from_le_bytes(word) >> (i * width % 8) & mask;
+        }
     }
 }
 
@@ -349,15 +447,16 @@ fn pack(limb: &[u64], modulus: Modulus, bytes: &mut Vec<u8>) {
 
 /// The coefficients of a limb, which may be too large.
 fn unpack(packed: &[u8], modulus: Modulus, polynomial: &mut Vec<u64>) {
-    let (width, mask) = (modulus.bits() as usize, (1_u64 << modulus.bits()) - 1);
-    let coefficient = |i: usize| {
-        let bit = i * width;
-        let word = packed[bit / 8..]
-            .first_chunk::<8>()
-            .map_or_else(|| last_word(&packed[bit / 8..]), |w| u64::from_le_bytes(*w));
-        word >> (bit % 8) & mask
-    };
-    polynomial.extend((0..packed.len() * 8 / width).map(coefficient));
+    let width = modulus.bits() as usize;
+    polynomial.extend((0..packed.len() * 8 / width).map(|i| coefficient(packed, i * width, modulus)));
+}
+
+/// The coefficient that begins at a bit.
+#[inline(always)]
+fn coefficient(packed: &[u8], bit: usize, modulus: Modulus) -> u64 {
+    let bytes = &packed[bit / 8..];
+    let word = bytes.first_chunk::<8>().map_or_else(|| last_word(bytes), |word| u64::from_le_bytes(*word));
+    word >> (bit % 8) & ((1 << modulus.bits()) - 1)
 }
 
 /// The last, fewer than eight, bytes as a word.
@@ -404,7 +503,7 @@ mod tests {
     fn what_is_read_is_what_was_written() {
         let Made { context, secret, fresh, product, public, relinearization, rotations } = made();
         assert_eq!(fresh.len(), FreshCiphertext::byte_length(&context, 1));
-        assert_eq!(fresh.len(), 13 + 32 + 8192 * (50 + 40) / 8);
+        assert_eq!(fresh.len(), 13 + 32 + 8192 * (48 + 40) / 8);
         assert_eq!(product.len(), Ciphertext::byte_length(&context, 1, 3));
         assert_eq!(relinearization.len(), RelinearizationKey::byte_length(&context));
         assert_eq!(rotations.len(), RotationKeys::byte_length(&context, 2));

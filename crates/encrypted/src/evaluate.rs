@@ -4,12 +4,12 @@ use crate::ask::note;
 use crate::plan::SAMPLES;
 use crate::{Input, Layer, Network, Plan, PlanError};
 use serde::{Deserialize, Serialize};
-use spnn_ckks::{Ciphertext, CkksError, Context, FreshCiphertext, Inputs, LinearMap, Segment};
+use spnn_ckks::{Ciphertext, CkksError, Context, FreshBatch, FreshCiphertext, Inputs, LinearMap, Segment, Workspace};
 use spnn_crypto::for_each;
 use spnn_nn::Loss;
 use spnn_protocol::inference::Evaluator;
 use spnn_protocol::message::{CONTROL_BYTES_MAX, InferenceTerms, Packing};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use thiserror::Error;
 
 /// A network with a sample in every slot, for thousands of samples at once (CryptoNets).
@@ -21,7 +21,13 @@ pub struct SamplesServer {
     segments: Vec<Segment>,
     terms: InferenceTerms,
     threads: usize,
+    /// Of batches that were evaluated: memory for the next ones, and for one evaluation at a time.
+    spare: Mutex<Vec<FreshBatch>>,
+    workspace: Mutex<Workspace>,
 }
+
+/// Batches whose memory is kept: as many as one client can have here.
+const SPARE_MAX: usize = 2;
 
 /// What a client is told of the network: how to make inputs, and what the outputs are.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -76,24 +82,6 @@ pub(crate) fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
-/// Reads a fresh ciphertext of the highest level and exactly the scale that the terms say.
-///
-/// # Errors
-/// What is wrong with it.
-pub(crate) fn read_input(context: &Arc<Context>, scale: f64, bytes: &[u8]) -> Result<FreshCiphertext, String> {
-    let read = FreshCiphertext::from_bytes(context, bytes).map_err(|e| e.to_string())?;
-    let level = context.preset().level_max();
-    if read.level() != level || read.scale().to_bits() != scale.to_bits() {
-        return Err(format!(
-            "level {} and scale 2^{:.3}; expected level {level} and scale 2^{:.3}",
-            read.level(),
-            read.scale().log2(),
-            scale.log2()
-        ));
-    }
-    Ok(read)
-}
-
 impl SamplesServer {
     /// Prepares a network, to be evaluated on up to `threads` threads.
     ///
@@ -122,7 +110,8 @@ impl SamplesServer {
             output_bytes: count(Ciphertext::byte_length(&context, plan.output_level, plan.output_parts)),
             keys_bytes: Vec::new(),
         };
-        Ok(Self { context, plan, segments, terms, threads })
+        let (spare, workspace) = (Mutex::default(), Mutex::default());
+        Ok(Self { context, plan, segments, terms, threads, spare, workspace })
     }
 
     /// How it is evaluated.
@@ -131,11 +120,12 @@ impl SamplesServer {
         &self.plan
     }
 
-    fn run(&self, inputs: &[FreshCiphertext]) -> Result<Vec<Ciphertext>, CkksError> {
+    fn run(&self, inputs: &FreshBatch) -> Result<Vec<Ciphertext>, CkksError> {
+        let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
         let mut values: Vec<Ciphertext> = Vec::new();
         for (number, segment) in self.segments.iter().enumerate() {
             let inputs = if number == 0 { Inputs::Fresh(inputs) } else { Inputs::Whole(&values) };
-            let mut outputs = segment.evaluate(&self.context, inputs, self.threads)?;
+            let mut outputs = segment.evaluate(&self.context, inputs, &mut workspace, self.threads)?;
             if number + 1 < self.segments.len() {
                 let failed = Mutex::new(None);
                 for_each(
@@ -169,7 +159,7 @@ fn layer(layer: &Layer) -> Result<spnn_ckks::Layer, CkksError> {
 
 impl Evaluator for SamplesServer {
     type Client = ();
-    type Batch = Vec<FreshCiphertext>;
+    type Batch = FreshBatch;
 
     fn terms(&self) -> &InferenceTerms {
         &self.terms
@@ -179,17 +169,27 @@ impl Evaluator for SamplesServer {
         Ok(())
     }
 
-    fn batch(&self, _: u32) -> Self::Batch {
-        Vec::with_capacity(self.terms.inputs as usize)
+    fn batch(&self, _: u32) -> FreshBatch {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let (level, count) = (self.context.preset().level_max(), self.terms.inputs as usize);
+        #[expect(clippy::expect_used, reason = "a preset has its highest level")]
+        spare.unwrap_or_else(|| {
+            FreshBatch::with_room(&self.context, level, self.plan.scale, count).expect("the highest level")
+        })
     }
 
-    fn take(&self, batch: &mut Self::Batch, ciphertext: &[u8]) -> Result<(), String> {
-        batch.push(read_input(&self.context, self.plan.scale, ciphertext)?);
-        Ok(())
+    fn take(&self, batch: &mut FreshBatch, ciphertext: &[u8]) -> Result<(), String> {
+        batch.push(ciphertext).map_err(|e| e.to_string())
     }
 
-    fn evaluate(&self, (): &(), batch: Self::Batch) -> Result<Vec<Vec<u8>>, String> {
+    fn evaluate(&self, (): &(), mut batch: FreshBatch) -> Result<Vec<Vec<u8>>, String> {
         let outputs = self.run(&batch).map_err(|e| e.to_string())?;
+        batch.clear();
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < SPARE_MAX {
+            spare.push(batch);
+        }
+        drop(spare);
         let bytes = |output: &Ciphertext| output.at_level(self.plan.output_level).map(|o| o.to_bytes());
         outputs.iter().map(bytes).collect::<Result<_, _>>().map_err(|e: CkksError| e.to_string())
     }

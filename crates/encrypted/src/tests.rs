@@ -130,8 +130,8 @@ fn a_ciphertext_of_another_preset_level_or_scale_is_refused() {
     assert_eq!(server.take(&mut batch, &bytes(&Preset::N4096, scale, 2)), Ok(()));
     for (wrong, named) in [
         (bytes(&Preset::N8192, scale, 2), "preset is 2; expected 1 (n4096)"),
-        (bytes(&Preset::N4096, scale, 1), "level 1"),
-        (bytes(&Preset::N4096, scale * 1.5, 2), "scale 2^"),
+        (bytes(&Preset::N4096, scale, 1), "level is 1; expected 2"),
+        (bytes(&Preset::N4096, scale * 1.5, 2), "scale is "),
         (vec![0; 10], "bytes"),
     ] {
         let error = server.take(&mut batch, &wrong).unwrap_err();

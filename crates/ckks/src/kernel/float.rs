@@ -16,9 +16,9 @@ pub(super) fn mul(m: Double, x: &mut [u64], y: &[u64]) {
 
 /// A reduced sum (1/2) and eight products of residues from 0 to p (7/8 each).
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl+avx512bw", "x86_64+avx2+fma"))]
-pub(super) fn sum_of_products(m: Double, sum: &mut [u64], pairs: &[(&[u64], &[u64])]) {
-    for (i, sum) in sum.chunks_mut(CHUNK).enumerate() {
-        let places = i * CHUNK..i * CHUNK + sum.len();
+pub(super) fn sum_of_products(m: Double, n: usize, pairs: &[(&[u64], &[u64])], sums: &mut Vec<u64>) {
+    for start in (0..n).step_by(CHUNK) {
+        let places = start..n.min(start + CHUNK);
         let mut held = [0.0; CHUNK];
         for pairs in pairs.chunks(TERMS) {
             for (x, y) in pairs {
@@ -28,9 +28,7 @@ pub(super) fn sum_of_products(m: Double, sum: &mut [u64], pairs: &[(&[u64], &[u6
             }
             held.iter_mut().for_each(|held| *held = m.reduce(*held));
         }
-        for (sum, held) in sum.iter_mut().zip(held) {
-            *sum = m.to_integer(held);
-        }
+        sums.extend(held[..places.len()].iter().map(|held| m.to_integer(*held)));
     }
 }
 
@@ -53,11 +51,16 @@ pub(super) fn split(m: Double, x: &mut [u64], factor: f64, fractions: &mut [f64]
 
 /// Four products of a part (2) and a factor around 0 (7/8 each), and as many times half a modulus at most: 5.5.
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl+avx512bw", "x86_64+avx2+fma"))]
-pub(super) fn join(m: Double, sum: &mut [u64], parts: &[u64], factors: &[f64], (fractions, product): (&[f64], f64)) {
-    let n = sum.len();
-    for (i, sum) in sum.chunks_mut(CHUNK).enumerate() {
-        let places = i * CHUNK..i * CHUNK + sum.len();
-        let mut held = [0.0; CHUNK];
+pub(super) fn join(
+    m: Double,
+    parts: &[u64],
+    factors: &[f64],
+    (fractions, product): (&[f64], f64),
+    sums: &mut Vec<u64>,
+) {
+    let (n, mut held) = (fractions.len(), [0.0; CHUNK]);
+    for start in (0..n).step_by(CHUNK) {
+        let places = start..n.min(start + CHUNK);
         for (held, fraction) in held.iter_mut().zip(&fractions[places.clone()]) {
             *held = -product * (fraction + 0.5).floor();
         }
@@ -66,8 +69,6 @@ pub(super) fn join(m: Double, sum: &mut [u64], parts: &[u64], factors: &[f64], (
                 *held += m.mul(to_float(*part), *factor);
             }
         }
-        for (sum, held) in sum.iter_mut().zip(held) {
-            *sum = m.to_integer(m.reduce(held));
-        }
+        sums.extend(held[..places.len()].iter().map(|held| m.to_integer(m.reduce(*held))));
     }
 }

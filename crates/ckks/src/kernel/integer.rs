@@ -9,21 +9,20 @@ pub(super) fn mul(m: Modulus, x: &mut [u64], y: &[u64]) {
     }
 }
 
-pub(super) fn sum_of_products(m: Modulus, sum: &mut [u64], pairs: &[(&[u64], &[u64])]) {
-    for (i, sum) in sum.chunks_mut(CHUNK).enumerate() {
-        let places = i * CHUNK..i * CHUNK + sum.len();
-        sum.fill(0);
+pub(super) fn sum_of_products(m: Modulus, n: usize, pairs: &[(&[u64], &[u64])], sums: &mut Vec<u64>) {
+    for start in (0..n).step_by(CHUNK) {
+        let places = start..n.min(start + CHUNK);
+        let mut held = [0_u128; CHUNK];
         for pairs in pairs.chunks(TERMS) {
-            let mut held = [0_u128; CHUNK];
-            held.iter_mut().zip(&*sum).for_each(|(held, sum)| *held = u128::from(*sum));
             for (x, y) in pairs {
                 for ((held, x), y) in held.iter_mut().zip(&x[places.clone()]).zip(&y[places.clone()]) {
                     *held += u128::from(*x) * u128::from(*y);
                 }
             }
             // Eight products of at most (q − 1)² and a residue.
-            sum.iter_mut().zip(held).for_each(|(sum, held)| *sum = m.reduce_sum(held));
+            held.iter_mut().for_each(|held| *held = m.reduce_sum(*held).into());
         }
+        sums.extend(held[..places.len()].iter().map(|held| *held as u64));
     }
 }
 
@@ -46,19 +45,19 @@ pub(super) fn split(m: Modulus, x: &mut [u64], factor: Factor, fractions: &mut [
 
 pub(super) fn join(
     m: Modulus,
-    sum: &mut [u64],
     parts: &[u64],
     factors: &[Factor],
     (fractions, product): (&[f64], Factor),
+    sums: &mut Vec<u64>,
 ) {
-    for (sum, fraction) in sum.iter_mut().zip(fractions) {
-        *sum = m.sub(0, m.mul_factor((fraction + 0.5) as u64, product));
-    }
-    for (part, factor) in parts.chunks_exact(sum.len()).zip(factors) {
-        for (sum, part) in sum.iter_mut().zip(part) {
+    let start = sums.len();
+    sums.extend(fractions.iter().map(|fraction| m.sub(0, m.mul_factor((fraction + 0.5) as u64, product))));
+    let sums = &mut sums[start..];
+    for (part, factor) in parts.chunks_exact(fractions.len()).zip(factors) {
+        for (sum, part) in sums.iter_mut().zip(part) {
             // Below 2q each, and fewer than 2^12 of them.
             *sum += m.mul_lazy(*part, *factor);
         }
     }
-    sum.iter_mut().for_each(|sum| *sum = m.reduce(*sum));
+    sums.iter_mut().for_each(|sum| *sum = m.reduce(*sum));
 }

@@ -38,11 +38,11 @@ pub(crate) fn mul(m: Modulus, x: &mut [u64], y: &[u64]) {
     }
 }
 
-/// sum := Σ x·y of all pairs (x, y), place by place.
-pub(crate) fn sum_of_products(m: Modulus, sum: &mut [u64], pairs: &[(&[u64], &[u64])]) {
+/// Appends Σ x·y of all pairs (x, y), place by place: n values.
+pub(crate) fn sum_of_products(m: Modulus, n: usize, pairs: &[(&[u64], &[u64])], sums: &mut Vec<u64>) {
     match Double::new(m) {
-        Some(double) => float::sum_of_products(double, sum, pairs),
-        None => integer::sum_of_products(m, sum, pairs),
+        Some(double) => float::sum_of_products(double, n, pairs, sums),
+        None => integer::sum_of_products(m, n, pairs, sums),
     }
 }
 
@@ -62,24 +62,24 @@ pub(crate) fn split(m: Modulus, x: &mut [u64], factor: Factor, fractions: &mut [
     }
 }
 
-/// What [`split`] made of limbs, whose product is `product` modulo q, modulo q: sum := Σ part·factor − product·⌊fraction + ½⌋.
+/// Appends what [`split`] made of limbs, whose product is `product` modulo q, modulo q: Σ part·factor − product·⌊fraction + ½⌋.
 ///
 /// Parts are limb after limb, of any moduli; for each there is one of `factors`.
 pub(crate) fn join(
     m: Modulus,
-    sum: &mut [u64],
     parts: &[u64],
     factors: &[Factor],
     (fractions, product): (&[f64], Factor),
+    sums: &mut Vec<u64>,
 ) {
     match Double::new(m) {
         Some(double) if factors.len() <= float::PARTS_MAX => {
             let mut around_0 = [0.0; float::PARTS_MAX];
             around_0.iter_mut().zip(factors).for_each(|(f, factor)| *f = centered(m, factor.value()));
             let product = centered(m, product.value());
-            float::join(double, sum, parts, &around_0[..factors.len()], (fractions, product));
+            float::join(double, parts, &around_0[..factors.len()], (fractions, product), sums);
         }
-        _ => integer::join(m, sum, parts, factors, (fractions, product)),
+        _ => integer::join(m, parts, factors, (fractions, product), sums),
     }
 }
 
@@ -115,9 +115,9 @@ mod tests {
             let largest = vec![m.value() - 1; n];
             let mut references: Vec<(&[u64], &[u64])> = all.iter().map(|[x, y]| (&x[..], &y[..])).collect();
             for _ in 0..3 {
-                let (mut one, mut other) = (of(100), of(101));
-                float::sum_of_products(double, &mut one, &references);
-                integer::sum_of_products(m, &mut other, &references);
+                let (mut one, mut other) = (vec![1], vec![1]);
+                float::sum_of_products(double, n, &references, &mut one);
+                integer::sum_of_products(m, n, &references, &mut other);
                 prop_assert_eq!(one, other);
                 references = vec![(&largest, &largest); references.len() + 8];
             }
@@ -146,10 +146,10 @@ mod tests {
             let parts = residues(wide, seed, sources * n);
             let fractions: Vec<f64> = parts[..n].iter().map(|x| *x as f64 / wide.value() as f64 * sources as f64).collect();
             let factors: Vec<Factor> = of(3).into_iter().chain([m.value() / 2; 4]).take(sources).map(|w| m.factor(w)).collect();
-            let (mut one, mut other) = (of(1), of(2));
+            let (mut one, mut other) = (vec![1], vec![1]);
             let around_0: Vec<f64> = factors.iter().map(|f| centered(m, f.value())).collect();
-            float::join(double, &mut one, &parts, &around_0, (&fractions, w));
-            integer::join(m, &mut other, &parts, &factors, (&fractions, factor));
+            float::join(double, &parts, &around_0, (&fractions, w), &mut one);
+            integer::join(m, &parts, &factors, (&fractions, factor), &mut other);
             prop_assert_eq!(one, other);
         }
     }

@@ -16,7 +16,7 @@ mod kernel;
 
 use crate::modulus::Modulus;
 use crate::sampling::uniform_limb;
-use crate::{Ciphertext, CkksError, Context, FreshCiphertext};
+use crate::{Ciphertext, CkksError, Context, FreshBatch};
 use kernel::{Residues, TILE};
 use spnn_crypto::for_each;
 use std::sync::Arc;
@@ -62,9 +62,18 @@ pub struct Segment(Vec<Layer>);
 #[derive(Clone, Copy)]
 pub enum Inputs<'a> {
     /// As a client makes them.
-    Fresh(&'a [FreshCiphertext]),
+    Fresh(&'a FreshBatch),
     /// As an earlier segment leaves them.
     Whole(&'a [Ciphertext]),
+}
+
+/// Memory that evaluations one after the other can share.
+#[derive(Default)]
+pub struct Workspace {
+    /// One limb of all second parts that come as seeds.
+    second: Vec<u64>,
+    /// One limb of all results, tile by tile.
+    tiles: Vec<u64>,
 }
 
 /// Sums of |weight| of a run: with residues within 2^36 of zero and what was summed before, below 2^53, so exact in `f64`.
@@ -173,6 +182,7 @@ impl Segment {
         &self,
         context: &Arc<Context>,
         inputs: Inputs<'_>,
+        workspace: &mut Workspace,
         threads: usize,
     ) -> Result<Vec<Ciphertext>, CkksError> {
         let (level, scale, parts) = inputs.check(context)?;
@@ -203,11 +213,11 @@ impl Segment {
         let n = context.n();
         let empty = || vec![vec![0; (level + 1) * n]; parts_after];
         let mut results: Vec<Vec<Vec<u64>>> = (0..width).map(|_| empty()).collect();
-        let mut tiles = vec![0; n * parts_after * width];
+        let Workspace { second, tiles } = workspace;
+        tiles.resize(n * parts_after * width, 0);
         for (limb, q) in limbs.iter().enumerate() {
-            let second = inputs.second_parts(*q, limb, n, threads);
-            let part =
-                |i: usize, part: usize| inputs.limb(i, part, limb, n).unwrap_or_else(|| &second[i * n..(i + 1) * n]);
+            inputs.second_parts(*q, limb, n, second, threads);
+            let second: &[u64] = second;
             let state = || {
                 let room = self.width_max(inputs.len()) * parts_after * TILE;
                 [vec![0.0; room], vec![0.0; room]]
@@ -223,8 +233,18 @@ impl Segment {
                     let [now, next] = state;
                     let at = t * TILE..(t + 1) * TILE;
                     let count = inputs.len();
+                    let mut packed = [0; TILE];
                     for (row, values) in now.chunks_exact_mut(TILE).take(parts * count).enumerate() {
-                        residues.load(&part(row % count, row / count)[at.clone()], values);
+                        let (part, i) = (row / count, row % count);
+                        let places = match inputs {
+                            Inputs::Whole(all) => &all[i].parts[part][limb * n..][at.clone()],
+                            Inputs::Fresh(_) if part == 1 => &second[i * n..][at.clone()],
+                            Inputs::Fresh(all) => {
+                                all.first_part(i, limb, at.start, &mut packed);
+                                &packed
+                            }
+                        };
+                        residues.load(places, values);
                     }
                     let (mut width, mut parts) = (count, parts);
                     for (layer, constants) in self.0.iter().zip(&constants) {
@@ -278,7 +298,7 @@ fn constant(scaled: f64, q: Modulus) -> f64 {
     q.centered(rest as u64) as f64
 }
 
-impl<'a> Inputs<'a> {
+impl Inputs<'_> {
     fn len(self) -> usize {
         match self {
             Self::Fresh(all) => all.len(),
@@ -306,42 +326,32 @@ impl<'a> Inputs<'a> {
             Ok(())
         };
         match self {
-            Self::Fresh(all) => all.iter().try_for_each(|c| same(&c.context, c.level, c.scale, 2)),
+            Self::Fresh(all) if all.is_empty() => Ok(()),
+            Self::Fresh(all) => same(&all.context, all.level, all.scale, 2),
             Self::Whole(all) => all.iter().try_for_each(|c| same(&c.context, c.level, c.scale, c.parts.len())),
         }?;
         first.ok_or(CkksError::Shape { what: "ciphertexts", expected: 1, found: 0 })
     }
 
-    /// A limb that is there as it is.
-    fn limb(self, i: usize, part: usize, limb: usize, n: usize) -> Option<&'a [u64]> {
-        let range = limb * n..(limb + 1) * n;
-        match self {
-            Self::Fresh(all) if part == 0 => Some(&all[i].c0[range]),
-            Self::Fresh(_) => None,
-            Self::Whole(all) => Some(&all[i].parts[part][range]),
-        }
-    }
-
     /// One limb of all second parts that are there as seeds.
-    fn second_parts(self, q: Modulus, limb: usize, n: usize, threads: usize) -> Vec<u64> {
-        let Self::Fresh(all) = self else { return Vec::new() };
-        let mut parts = vec![0; all.len() * n];
+    fn second_parts(self, q: Modulus, limb: usize, n: usize, parts: &mut Vec<u64>, threads: usize) {
+        let Self::Fresh(all) = self else { return };
+        parts.resize(all.len() * n, 0);
         for_each(
             threads,
-            parts.chunks_exact_mut(n).zip(all),
+            parts.chunks_exact_mut(n).zip(&all.seeds),
             || (),
-            |(), (part, ciphertext)| {
-                uniform_limb(&ciphertext.seed, 0, limb, q, part);
+            |(), (part, seed)| {
+                uniform_limb(seed, 0, limb, q, part);
             },
         );
-        parts
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Plaintext, Preset, SecretKey};
+    use crate::{FreshCiphertext, Plaintext, Preset, SecretKey};
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
     use spnn_crypto::SecretRng;
@@ -350,6 +360,7 @@ mod tests {
         context: Arc<Context>,
         secret: SecretKey,
         fresh: Vec<FreshCiphertext>,
+        batch: FreshBatch,
         values: Vec<Vec<f64>>,
     }
 
@@ -364,7 +375,10 @@ mod tests {
             let plain = Plaintext::encode(&context, v, scale, 2).unwrap();
             secret.encrypt(&plain, &mut rng).unwrap()
         });
-        Setup { fresh: fresh.collect(), context, secret, values }
+        let fresh: Vec<FreshCiphertext> = fresh.collect();
+        let mut batch = FreshBatch::with_room(&context, 2, scale, count).unwrap();
+        fresh.iter().try_for_each(|c| batch.push(&c.to_bytes())).unwrap();
+        Setup { fresh, batch, context, secret, values }
     }
 
     /// A dense map and one of two overlapping windows, with an output of no group.
@@ -405,7 +419,7 @@ mod tests {
 
     #[test]
     fn a_segment_is_the_same_bits_as_its_operations_one_by_one() {
-        let Setup { context, fresh, .. } = setup(5, 2_f64.powi(20));
+        let Setup { context, fresh, batch, .. } = setup(5, 2_f64.powi(20));
         let whole: Vec<Ciphertext> = fresh.iter().map(FreshCiphertext::expand).collect();
         // The largest weights make every input a run of its own.
         for weight_max in [100, 1 << 16] {
@@ -416,9 +430,9 @@ mod tests {
                 let layers = vec![Layer::Linear { map, weight_scale: 1.0, bias }, Layer::Square];
                 let segment = Segment::new(layers).unwrap();
                 for (inputs, threads) in
-                    [(Inputs::Fresh(&fresh), 1), (Inputs::Fresh(&fresh), 3), (Inputs::Whole(&whole), 2)]
+                    [(Inputs::Fresh(&batch), 1), (Inputs::Fresh(&batch), 3), (Inputs::Whole(&whole), 2)]
                 {
-                    let found = segment.evaluate(&context, inputs, threads).unwrap();
+                    let found = segment.evaluate(&context, inputs, &mut Workspace::default(), threads).unwrap();
                     assert_eq!(found.len(), expected.len());
                     for (found, expected) in found.iter().zip(&expected) {
                         assert!(found.parts == expected.parts && found.scale == expected.scale);
@@ -427,7 +441,7 @@ mod tests {
                 // Three parts in, five out.
                 let again = Segment::new(vec![Layer::Square]).unwrap();
                 let lower: Vec<Ciphertext> = expected.iter().map(|x| x.rescale().unwrap()).collect();
-                let squares = again.evaluate(&context, Inputs::Whole(&lower), 2).unwrap();
+                let squares = again.evaluate(&context, Inputs::Whole(&lower), &mut Workspace::default(), 2).unwrap();
                 for (found, x) in squares.iter().zip(&lower) {
                     assert!(found.parts == x.mul(x).unwrap().parts && found.parts() == 5);
                 }
@@ -437,11 +451,14 @@ mod tests {
 
     #[test]
     fn slots_are_mapped_with_weights_biases_and_squares() {
-        let Setup { context, secret, fresh, values } = setup(5, 2_f64.powi(22));
+        let Setup { context, secret, batch, values, .. } = setup(5, 2_f64.powi(22));
         let [(map, weights), _] = maps(5, 100);
         let bias: Vec<f64> = (0..8).map(|o| f64::from(o) - 3.5).collect();
         let layers = vec![Layer::Linear { map, weight_scale: 64.0, bias: bias.clone() }, Layer::Square];
-        let found = Segment::new(layers).unwrap().evaluate(&context, Inputs::Fresh(&fresh), 1).unwrap();
+        let found = Segment::new(layers)
+            .unwrap()
+            .evaluate(&context, Inputs::Fresh(&batch), &mut Workspace::default(), 1)
+            .unwrap();
         for (o, ciphertext) in found.iter().enumerate() {
             let slots = secret.decrypt(ciphertext).unwrap().decode();
             for (j, slot) in slots.iter().enumerate() {
@@ -454,7 +471,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_by_name() {
-        let Setup { context, fresh, .. } = setup(3, 2_f64.powi(22));
+        let Setup { context, fresh, batch, .. } = setup(3, 2_f64.powi(22));
         let shape = |result: Result<LinearMap, CkksError>| matches!(result.err(), Some(CkksError::Shape { .. }));
         assert!(shape(LinearMap::new(3, 2).group(vec![0, 3], vec![0], &[1, 1])));
         assert!(shape(LinearMap::new(3, 2).group(vec![0], vec![2], &[1])));
@@ -469,19 +486,32 @@ mod tests {
         assert!(Segment::new(vec![linear(3, 2, 1)]).is_err());
         assert!(Segment::new(vec![linear(3, 2, 2), linear(3, 1, 1)]).is_err());
         let segment = Segment::new(vec![linear(4, 2, 2)]).unwrap();
-        let few = segment.evaluate(&context, Inputs::Fresh(&fresh), 1).err();
+        let few = segment.evaluate(&context, Inputs::Fresh(&batch), &mut Workspace::default(), 1).err();
         assert_eq!(few, Some(CkksError::Shape { what: "ciphertexts", expected: 4, found: 3 }));
         let squares = Segment::new(vec![Layer::Square, Layer::Square, Layer::Square]).unwrap();
-        let large = squares.evaluate(&context, Inputs::Fresh(&fresh), 1).err();
+        let large = squares.evaluate(&context, Inputs::Fresh(&batch), &mut Workspace::default(), 1).err();
         assert!(matches!(large, Some(CkksError::Scale { .. })));
-        let none = squares.evaluate(&context, Inputs::Fresh(&[]), 1).err();
+        let none = squares
+            .evaluate(
+                &context,
+                Inputs::Fresh(&FreshBatch::with_room(&context, 2, 1.0, 0).unwrap()),
+                &mut Workspace::default(),
+                1,
+            )
+            .err();
         assert!(matches!(none, Some(CkksError::Shape { found: 0, .. })));
         let mut whole: Vec<Ciphertext> = fresh.iter().map(FreshCiphertext::expand).collect();
         whole[1] = whole[1].at_level(1).unwrap();
-        let mixed = Segment::new(vec![Layer::Square]).unwrap().evaluate(&context, Inputs::Whole(&whole), 1).err();
+        let mixed = Segment::new(vec![Layer::Square])
+            .unwrap()
+            .evaluate(&context, Inputs::Whole(&whole), &mut Workspace::default(), 1)
+            .err();
         assert_eq!(mixed, Some(CkksError::Level { expected: 2, found: 1 }));
         let other = Context::new(&Preset::N8192).unwrap();
-        let foreign = Segment::new(vec![Layer::Square]).unwrap().evaluate(&other, Inputs::Fresh(&fresh), 1).err();
+        let foreign = Segment::new(vec![Layer::Square])
+            .unwrap()
+            .evaluate(&other, Inputs::Fresh(&batch), &mut Workspace::default(), 1)
+            .err();
         assert_eq!(foreign, Some(CkksError::Contexts));
     }
 }

@@ -3,7 +3,7 @@
 use super::layout::{InputLayout, Layout};
 use super::plan::{Dense, Folds, OneSamplePlan, Step, Work};
 use super::{Asked, ONE_SAMPLE};
-use crate::evaluate::{count, described, read_input};
+use crate::evaluate::{count, described};
 use crate::{Description, Layer, Linear, Network, ServeError, Shape};
 use spnn_ckks::{Ciphertext, CkksError, Context, FreshCiphertext, Plaintext, RelinearizationKey, RotationKeys};
 use spnn_protocol::inference::Evaluator;
@@ -230,7 +230,17 @@ impl Evaluator for OneSampleServer {
     }
 
     fn take(&self, batch: &mut Self::Batch, ciphertext: &[u8]) -> Result<(), String> {
-        batch.push(read_input(&self.context, self.plan.scale, ciphertext)?);
+        let read = FreshCiphertext::from_bytes(&self.context, ciphertext).map_err(|e| e.to_string())?;
+        let (level, scale) = (ONE_SAMPLE.level_max(), self.plan.scale);
+        if read.level() != level || read.scale().to_bits() != scale.to_bits() {
+            return Err(format!(
+                "level {} and scale 2^{:.3}; expected level {level} and scale 2^{:.3}",
+                read.level(),
+                read.scale().log2(),
+                scale.log2()
+            ));
+        }
+        batch.push(read);
         Ok(())
     }
 
