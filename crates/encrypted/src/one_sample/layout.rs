@@ -1,6 +1,6 @@
 //! Where values lie in the slots.
 
-use crate::Convolution;
+use crate::{Convolution, Linear, Shape};
 use serde::{Deserialize, Serialize};
 
 /// Copies of a vector of numbers, each turned a little further than the one before, so that a product with a plaintext meets
@@ -71,6 +71,18 @@ impl Layout {
     }
 }
 
+/// The most weights of a channel that get ciphertexts of their pixels: 512 ciphertexts are 90 MB. A convolution with more is
+/// evaluated as a dense layer.
+const KERNEL_MAX: usize = 512;
+
+/// The convolution, if a first layer is one that gets ciphertexts of its pixels.
+pub(crate) fn by_pixels(first: &Linear) -> Option<Convolution> {
+    match first.shape {
+        Shape::Conv(convolution) => Some(convolution).filter(|c| c.weights_per_channel() <= KERNEL_MAX),
+        Shape::Dense => None,
+    }
+}
+
 impl InputLayout {
     /// How many ciphertexts.
     pub(crate) fn ciphertexts(&self, slots: usize) -> usize {
@@ -107,6 +119,7 @@ impl InputLayout {
         let values = match self.convolution {
             None => Some(inputs),
             Some(c) if c.check().is_err() || c.image.iter().product::<usize>() != inputs => None,
+            Some(c) if c.weights_per_channel() > KERNEL_MAX => None,
             Some(c) => c.output().map(|output| output.iter().product()),
         };
         self.layout.is_sound(slots) && values == Some(self.layout.values)
@@ -142,6 +155,8 @@ mod tests {
             assert!(!bad.is_sound(8), "{bad:?}");
         }
         assert!(!InputLayout { convolution: None, layout: good }.is_sound(4, 8));
+        let wide = Convolution { image: [1, 24, 24], channels: 3, kernel: 24, stride: 1, padding: 0 };
+        assert!(!InputLayout { convolution: Some(wide), layout: good }.is_sound(576, 8));
         let image = Convolution { image: [1, 4, 4], channels: 1, kernel: 2, stride: 0, padding: 0 };
         assert!(!InputLayout { convolution: Some(image), layout: good }.is_sound(16, 8));
     }

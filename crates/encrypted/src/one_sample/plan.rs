@@ -1,8 +1,8 @@
 //! How one sample goes through the layers: rotations, levels, scales, and what is left of precision.
 
-use super::layout::{InputLayout, Layout};
+use super::layout::{InputLayout, Layout, by_pixels};
 use crate::plan::{ERROR_SHARE_MAX, FRESH_VARIANCE, HEADROOM_BITS, OUTPUT_LEVEL_MAX, ROUNDING_VARIANCE};
-use crate::{Layer, Linear, Network, PlanError, Shape};
+use crate::{Layer, Linear, Network, PlanError};
 use spnn_ckks::Context;
 use std::collections::BTreeSet;
 
@@ -172,21 +172,22 @@ const PIXELS_TOGETHER: usize = 2;
 /// Layouts and rotations: what the shapes of the layers determine.
 fn work(network: &Network, context: &Context) -> Result<(InputLayout, Vec<Work>), PlanError> {
     let (preset, slots) = (context.preset(), context.preset().slots());
+    let mut linear = network.linear_layers();
+    let Some(first) = linear.next() else {
+        return Err(PlanError::Room { preset: preset.name(), squares: 0 });
+    };
+    let convolution = by_pixels(first);
+    let second = linear.next();
     for (layer, linear) in network.layers.iter().enumerate() {
         let Layer::Linear(linear) = linear else { continue };
         // The pixels of a convolution that comes first lie in ciphertexts of their own.
-        let inputs = if layer == 0 && matches!(linear.shape, Shape::Conv(_)) { 0 } else { linear.inputs };
+        let inputs = if layer == 0 && convolution.is_some() { 0 } else { linear.inputs };
         let found = inputs.max(linear.outputs);
         if found > slots {
             return Err(PlanError::Width { preset: preset.name(), layer, most: slots, found });
         }
     }
-    let mut linear = network.linear_layers();
-    let Some(first) = linear.next() else {
-        return Err(PlanError::Room { preset: preset.name(), squares: 0 });
-    };
-    let convolution = if let Shape::Conv(convolution) = first.shape { Some(convolution) } else { None };
-    let mut layout = match (convolution, linear.next()) {
+    let mut layout = match (convolution, second) {
         (None, _) => Layout::before_dense(first.inputs, first.outputs, slots),
         (Some(_), Some(second)) => {
             let least = first.outputs.max(second.outputs).next_power_of_two();

@@ -68,6 +68,7 @@ fn encrypted_outputs_are_those_in_the_clear_within_the_planned_error() {
         network(vec![(0, small, 7)], Some([1, 8, 8]), 64),
         network(vec![(0, small, 7), (12, None, 8), (10, None, 6)], Some([1, 8, 8]), 64),
         network(vec![(0, small, 7), (0, conv([3, 4, 4], 2, 3, 1), 6), (5, None, 6)], Some([1, 8, 8]), 64),
+        network(vec![(0, conv([1, 24, 24], 3, 23, 2), 9), (2, None, 8)], Some([1, 24, 24]), 576),
         network(vec![(0, conv([2, 6, 6], 2, 3, 1), 7), (1, None, 8)], Some([2, 6, 6]), 72),
     ] {
         let both = Both::new(&network);
