@@ -11,6 +11,7 @@ benches/fhe_peer, a workspace of its own. What is missing gets a row that says s
 """
 
 import argparse
+import gzip
 import json
 import os
 import platform
@@ -23,6 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 NETWORK = ROOT / "examples/mnist/network.safetensors"
 SAMPLES = 10_000
+FEW = 200
+ROLES = {"server": "server", "client": "party-0"}
 
 # Products of a weight and a ciphertext: 13 x 13 windows of up to 5 x 5 pixels (64 rows and columns of taps lie within the image)
 # for 5 maps, 845 x 100, 100 x 10. Squares: 845 and 100.
@@ -85,14 +88,32 @@ def run(command):
 
 
 def ours(data):
+    images, labels = data / "t10k-images-idx3-ubyte.gz", data / "t10k-labels-idx1-ubyte.gz"
+    many = simulate(images, labels)
+    assert many["client"]["samples"] == many["server"]["samples"] == SAMPLES
+    with tempfile.TemporaryDirectory() as directory:
+        few = Path(directory) / "few-idx3-ubyte", Path(directory) / "few-idx1-ubyte"
+        for source, target, header in ((images, few[0], 16), (labels, few[1], 8)):
+            content = gzip.decompress(source.read_bytes())
+            size = (len(content) - header) // SAMPLES
+            target.write_bytes(content[:4] + FEW.to_bytes(4, "big") + content[8 : header + FEW * size])
+        one = [simulate(*few, "--one-sample")]
+        # The same with half as many: what a sample takes is the difference, without start, keys and preparation.
+        for target, header in zip(few, (16, 8)):
+            content = target.read_bytes()
+            size = (len(content) - header) // FEW
+            target.write_bytes(content[:4] + (FEW // 2).to_bytes(4, "big") + content[8 : header + FEW // 2 * size])
+        one.append(simulate(*few, "--one-sample"))
+    return many | {"one": one}
+
+
+def simulate(images, labels, *more):
     with tempfile.TemporaryDirectory() as directory:
         run_dir = Path(directory) / "run"
-        images, labels = data / "t10k-images-idx3-ubyte.gz", data / "t10k-labels-idx1-ubyte.gz"
         command = [ROOT / "target/release/spnn", "encrypted", "simulate", NETWORK, "--data", images, "--labels", labels]
-        subprocess.run([*command, "--compare", NETWORK, "--run-dir", run_dir], check=True, stdout=subprocess.DEVNULL)
-        server, client = (json.loads((run_dir / role / "report.json").read_text()) for role in ("server", "party-0"))
-    assert client["samples"] == server["samples"] == SAMPLES
-    return {"server": server, "client": client}
+        command += ["--compare", NETWORK, "--run-dir", run_dir, *more]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return {name: json.loads((run_dir / role / "report.json").read_text()) for name, role in ROLES.items()}
 
 
 def main():
@@ -132,6 +153,10 @@ def page(rounds, options, started, loads):
     wall = min(r["client"]["seconds"] for r in mine)
     last = mine[-1]["client"]
     mib = lambda role: max(r[role]["peak_rss_bytes"] for r in mine) / 2**20
+    ahead = lambda r, role, key: (r["one"][0][role][key] - r["one"][1][role][key]) / (FEW - FEW // 2)
+    each = lambda role, key: min(ahead(r, role, key) for r in mine) * (1e-3 if key.startswith("bytes") else 1e3)
+    whole = mine[-1]["one"][0]["client"]
+    keys = whole["bytes_up"] - FEW * ahead(mine[-1], "client", "bytes_up")
     peers = {name: [r[name] for r in rounds] for name in ("TenSEAL", "fhe (BFV)")}
     good = {name: [g for g in got if isinstance(g, dict)] for name, got in peers.items()}
     versions = ", ".join([f"Python {platform.python_version()}"] + [g[0]["version"] for g in good.values() if g])
@@ -158,6 +183,22 @@ def page(rounds, options, started, loads):
         f"| predictions an hour and core, client | {hour(client):.1f} million |",
         f"| an image up, down | {last['bytes_up'] / SAMPLES / 1e3:.1f} kB, {last['bytes_down'] / SAMPLES / 1e3:.2f} kB |",
         f"| peak memory, server, client | {mib('server'):.0f} MiB, {mib('client'):.0f} MiB |",
+        "",
+        "## One image at a time",
+        "",
+        f"`packing = \"one-sample\"`, the first {FEW} test images. What an image takes is what {FEW} take beyond what {FEW // 2} take: without"
+        " start, keys and",
+        "preparation of the weights.",
+        "",
+        "| what | figure |",
+        "| --- | ---: |",
+        f"| server, processor time an image | {each('server', 'cpu_seconds'):.0f} ms |",
+        f"| client, processor time an image | {each('client', 'cpu_seconds'):.0f} ms |",
+        f"| from an image to its answer, one after the other as fast as they come | {each('client', 'seconds'):.0f} ms |",
+        f"| predictions that differ from the network in the clear | {sum(r['one'][0]['client']['different'] for r in mine)} |",
+        f"| largest difference of an output | {max(r['one'][0]['client']['difference_max'] for r in mine):.1e} |",
+        f"| an image up, down | {each('client', 'bytes_up'):.0f} kB, {each('client', 'bytes_down'):.0f} kB |",
+        f"| keys, once | {keys / 1e6:.1f} MB |",
         "",
         "## Beside others in the same layout",
         "",

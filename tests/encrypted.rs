@@ -123,6 +123,21 @@ fn the_shipped_network_answers_as_in_the_clear() {
 }
 
 #[test]
+fn one_sample_at_a_time_is_answered_as_in_the_clear() {
+    let directory = tempfile::tempdir().unwrap();
+    let (data, run_dir) = (directory.path().join("few.csv"), directory.path().join("run"));
+    let digits = fs::read_to_string(repository("examples/digits/test.csv")).unwrap();
+    fs::write(&data, digits.lines().take(13).collect::<Vec<_>>().join("\n")).unwrap();
+    let network = repository("examples/digits/network.safetensors");
+    let args =
+        ["encrypted", "simulate", arg(&network), "--one-sample", "--data", arg(&data), "--run-dir", arg(&run_dir)];
+    let said = spnn_ok(&[&args[..], &["--id", "id", "--label", "digit", "--compare", arg(&network)]].concat()).out;
+    assert!(said.contains("12 samples") && said.contains("0 predictions differ"), "{said}");
+    let report = fs::read_to_string(run_dir.join("server/report.json")).unwrap();
+    assert!(report.contains("\"batches\": 12"), "{report}");
+}
+
+#[test]
 fn a_recipe_becomes_a_network_that_answers() {
     let directory = tempfile::tempdir().unwrap();
     let (network, run_dir) = (directory.path().join("digits.safetensors"), directory.path().join("run"));
@@ -130,7 +145,12 @@ fn a_recipe_becomes_a_network_that_answers() {
     let trained = spnn_ok(&["encrypted", "train", arg(&recipe), "--out", arg(&network)]).out;
     assert!(trained.contains("epoch 60 of 60") && trained.contains("in fixed point: test accuracy 9"), "{trained}");
     let shown = spnn_ok(&["encrypted", "show", arg(&network)]).out;
-    assert!(shown.contains("linear: 64 → 32") && shown.contains("encrypted with n4096"), "{shown}");
+    assert!(
+        shown.contains("linear: 64 → 32")
+            && shown.contains("encrypted with n4096")
+            && shown.contains("one sample at a time with n8192"),
+        "{shown}"
+    );
     let data = repository("examples/digits/test.csv");
     let args = ["encrypted", "simulate", arg(&network), "--data", arg(&data), "--run-dir", arg(&run_dir)];
     let said = spnn_ok(&[&args[..], &["--label", "digit", "--compare", arg(&network)]].concat()).out;

@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking"))]
 
 mod ask;
+mod client;
 mod data;
 mod evaluate;
 mod network;
@@ -19,6 +20,7 @@ mod recipe;
 mod train;
 
 pub use ask::{AskError, SamplesClient};
+pub use client::Client;
 pub use data::{CsvLayout, DataError, Rows, read_csv, read_idx};
 pub use evaluate::{Description, SamplesServer, ServeError};
 pub use network::{

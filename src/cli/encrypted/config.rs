@@ -3,6 +3,7 @@
 use super::super::config::{here, identity, peer_timeout_default, seconds};
 use super::CliError;
 use serde::{Deserialize, Serialize};
+use spnn::protocol::message::Packing;
 use spnn::protocol::transport::{QuicOptions, TransportTuning};
 use spnn::protocol::{Fingerprint, Identity, Role};
 use std::collections::BTreeMap;
@@ -28,6 +29,9 @@ pub(super) struct Config {
     pub(super) directory: PathBuf,
     /// Server: the network.
     pub(super) network: Option<PathBuf>,
+    /// Server: how samples lie in ciphertexts, "sample-per-slot" for many at once or "one-sample" for one answer soon.
+    #[serde(default = "packing_default")]
+    pub(super) packing: Packing,
     /// Server: address to listen on.
     pub(super) listen: Option<SocketAddr>,
     /// Server: the parties that may ask.
@@ -49,6 +53,10 @@ pub(super) struct Config {
     /// Use of the network.
     #[serde(default)]
     pub(super) transport: TransportTuning,
+}
+
+fn packing_default() -> Packing {
+    Packing::SamplePerSlot
 }
 
 fn clients_max_default() -> usize {

@@ -48,7 +48,7 @@ pub(crate) enum Encrypted {
     /// Run server and client as processes on this machine, over real QUIC with throw-away certificates
     #[command(
         after_help = "Examples:\n  spnn encrypted simulate        (the network and digits that ship inside the binary)\n  \
-        spnn encrypted simulate mnist.safetensors --data t10k-images-idx3-ubyte.gz --labels t10k-labels-idx1-ubyte.gz"
+        spnn encrypted simulate --one-sample\n  spnn encrypted simulate mnist.safetensors --data t10k-images-idx3-ubyte.gz --labels t10k-labels-idx1-ubyte.gz"
     )]
     Simulate(Simulate),
 }
@@ -116,6 +116,9 @@ pub(crate) struct Simulate {
     data: Option<PathBuf>,
     #[command(flatten)]
     samples: Samples,
+    /// One sample at a time over the slots of a few ciphertexts, for an answer soon, instead of thousands at once
+    #[arg(long)]
+    one_sample: bool,
     /// Where everything goes [default: runs/encrypted-<time>]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,

@@ -3,7 +3,9 @@
 use super::super::simulate::say;
 use super::{CliError, Train};
 use indicatif::HumanDuration;
-use spnn::encrypted::{Layer, Network, Recipe, SamplesServer, Shape, import, score, train as train_network};
+use spnn::encrypted::{
+    Layer, Network, OneSampleServer, Recipe, SamplesServer, Shape, import, score, train as train_network,
+};
 use spnn::protocol::inference::Evaluator;
 use std::path::Path;
 use std::time::Duration;
@@ -77,5 +79,20 @@ fn describe(network: &Network) -> Result<(), CliError> {
         plan.scale.log2(),
         plan.error,
     ));
+    match OneSampleServer::new(network) {
+        Ok(server) => {
+            let (terms, plan) = (server.terms(), server.plan());
+            let keys: f64 = terms.keys_bytes.iter().map(|bytes| f64::from(*bytes)).sum();
+            say(&format!(
+                "one sample at a time with {}: {:.1} kB up and {:.1} kB down, {:.1} MB of keys once, error of outputs about {:.1e}",
+                terms.preset,
+                f64::from(terms.inputs) * f64::from(terms.input_bytes) / 1e3,
+                f64::from(terms.outputs) * f64::from(terms.output_bytes) / 1e3,
+                keys / 1e6,
+                plan.error,
+            ));
+        }
+        Err(e) => say(&format!("one sample at a time: not this network: {e}")),
+    }
     Ok(())
 }

@@ -7,7 +7,7 @@ use super::{CliError, Query};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ndarray::{Array2, ArrayView1, s};
 use serde::{Deserialize, Serialize};
-use spnn::encrypted::{AskError, Description, Network, Rows, SamplesClient, score_outputs};
+use spnn::encrypted::{AskError, Client, Description, Network, Rows, score_outputs};
 use spnn::nn::Loss;
 use spnn::protocol::inference::{Answer, Upload, ask, greet};
 use spnn::protocol::message::InferenceTerms;
@@ -33,7 +33,7 @@ pub(super) struct ClientReport {
     pub(super) cpu_seconds: f64,
     /// Largest resident set.
     pub(super) peak_rss_bytes: u64,
-    /// Ciphertexts sent, in bytes.
+    /// Keys and ciphertexts sent, in bytes.
     pub(super) bytes_up: u64,
     /// Ciphertexts received, in bytes.
     pub(super) bytes_down: u64,
@@ -97,7 +97,7 @@ async fn session(
     let shown = |source| CliError::Protocol { me, source };
     let samples = &args.samples;
     let terms = greet(channel).await.map_err(shown)?;
-    let client = Arc::new(SamplesClient::new(&terms)?);
+    let client = Arc::new(Client::new(&terms)?);
     let rows = Arc::new(samples.read(&args.data, &client.description().input)?);
     let compare = samples.compare.as_deref().map(Network::load).transpose()?;
     say(&format!("{} answers: {} samples to ask about", terms.name, rows.len()));
@@ -109,6 +109,7 @@ async fn session(
     let seconds = started.elapsed().as_secs_f64();
     let batches = rows.len().div_ceil(client.samples_max()) as u64;
     let bytes = |count: u32, length: u32| batches * u64::from(count) * u64::from(length);
+    let keys_bytes: u64 = terms.keys_bytes.iter().map(|bytes| u64::from(*bytes)).sum();
     let description = client.description();
     let score = match rows.labels {
         Some(_) if samples.has_labels() => {
@@ -122,7 +123,7 @@ async fn session(
         seconds,
         cpu_seconds: cpu_seconds(),
         peak_rss_bytes: peak_rss_bytes(),
-        bytes_up: bytes(terms.inputs, terms.input_bytes),
+        bytes_up: keys_bytes + bytes(terms.inputs, terms.input_bytes),
         bytes_down: bytes(terms.outputs, terms.output_bytes),
         score,
         ..ClientReport::default()
@@ -153,10 +154,11 @@ enum Failed {
 async fn exchange(
     channel: &mut Channel,
     terms: &InferenceTerms,
-    client: &Arc<SamplesClient>,
+    client: &Arc<Client>,
     rows: &Arc<Rows>,
     threads: usize,
 ) -> Result<Array2<f64>, Failed> {
+    let keys = client.keys().map_err(Failed::Ask)?;
     let (to_send, uploads) = mpsc::channel(UPLOADS_WAITING);
     let (answers, mut to_open) = mpsc::channel(ANSWERS_WAITING);
     let (encrypting, encrypted) = (Arc::clone(client), Arc::clone(rows));
@@ -186,7 +188,7 @@ async fn exchange(
         bar.finish_and_clear();
         Ok::<_, AskError>(outputs)
     });
-    let asked = ask(channel, terms, &[], uploads, answers).await;
+    let asked = ask(channel, terms, &keys, uploads, answers).await;
     // What could not be encrypted or opened is why the rest came to an end.
     let joined = |e: tokio::task::JoinError| Failed::Ask(AskError::Description(e.to_string()));
     encrypting.await.map_err(joined)?.map_err(Failed::Ask)?;

@@ -4,11 +4,12 @@ use super::super::role::{asked_to_stop, network_runtime, refuse_core_dumps};
 use super::CliError;
 use super::config::Config;
 use serde::{Deserialize, Serialize};
-use spnn::encrypted::{Network, SamplesServer};
-use spnn::protocol::inference::{Answered, Gate, answer};
-use spnn::protocol::transport::QuicTransport;
+use spnn::encrypted::{Network, OneSampleServer, SamplesServer};
+use spnn::protocol::inference::{Answered, Evaluator, Gate, answer};
+use spnn::protocol::message::Packing;
+use spnn::protocol::transport::{QuicOptions, QuicTransport};
 use spnn::protocol::usage::{cpu_seconds, peak_rss_bytes};
-use spnn::protocol::{Cause, Channel, Ending, ProtocolError, Role, write_durable};
+use spnn::protocol::{Cause, Channel, Ending, Identity, ProtocolError, Role, write_durable};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -31,8 +32,8 @@ pub(super) struct ServerReport {
 }
 
 /// What all clients share.
-struct Service {
-    evaluator: Arc<SamplesServer>,
+struct Service<E> {
+    evaluator: Arc<E>,
     gate: Gate,
     /// As many as are answered at a time.
     clients: Semaphore,
@@ -49,7 +50,19 @@ pub(super) fn run(file: &Path) -> Result<(), CliError> {
     }
     options.expect.clone_from(&config.clients);
     let network = Network::load(&config.need(file, config.network.clone(), "network")?)?;
-    let evaluator = Arc::new(SamplesServer::new(&network, config.threads())?);
+    match config.packing {
+        Packing::SamplePerSlot => serve(&config, identity, options, SamplesServer::new(&network, config.threads())?),
+        Packing::OneSample => serve(&config, identity, options, OneSampleServer::new(&network)?),
+    }
+}
+
+/// Answers clients until the process is asked to stop.
+fn serve<E: Evaluator>(
+    config: &Config,
+    identity: Identity,
+    options: QuicOptions,
+    evaluator: E,
+) -> Result<(), CliError> {
     refuse_core_dumps();
     let me = Role::Server;
     let shown = |source| CliError::Protocol { me, source };
@@ -57,9 +70,9 @@ pub(super) fn run(file: &Path) -> Result<(), CliError> {
         let mut transport = QuicTransport::new(identity, options).map_err(shown)?;
         let address = transport.local_address().map_err(shown)?;
         write_durable(&config.directory.join("address"), address.to_string().as_bytes()).map_err(shown)?;
-        info!(%address, network = network.name, error = evaluator.plan().error, "encrypted queries are answered");
+        info!(%address, network = evaluator.terms().name, "encrypted queries are answered");
         let service = Arc::new(Service {
-            evaluator,
+            evaluator: Arc::new(evaluator),
             gate: Gate::default(),
             clients: Semaphore::new(config.clients_max),
             report: Mutex::default(),
@@ -85,7 +98,7 @@ pub(super) fn run(file: &Path) -> Result<(), CliError> {
     })
 }
 
-impl Service {
+impl<E: Evaluator> Service<E> {
     /// Answers one client. What it does wrong ends its connection and nothing else.
     async fn client(self: Arc<Self>, peer: Role, mut channel: Channel) {
         let Ok(_turn) = self.clients.acquire().await else { return };

@@ -8,6 +8,7 @@ use super::{CliError, Samples, Simulate};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use spnn::protocol::Role;
+use spnn::protocol::message::Packing;
 use spnn::protocol::transport::TransportTuning;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -62,6 +63,7 @@ pub(super) fn run(args: &Simulate, log: &str) -> Result<(), CliError> {
         network: Some(network),
         listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
         clients: vec![CLIENT],
+        packing: if args.one_sample { Packing::OneSample } else { Packing::SamplePerSlot },
         ..of(Role::Server)
     };
     let (mut server, address) = wait_for_address(start_server(&server_dir, &config, log)?, &server_dir)?;
@@ -127,6 +129,7 @@ fn of(role: Role) -> Config {
         revoked: None,
         directory: ".".into(),
         network: None,
+        packing: Packing::SamplePerSlot,
         listen: None,
         clients: Vec::new(),
         clients_max: 1,
