@@ -93,4 +93,4 @@ macro_rules! replayed {
     )* };
 }
 
-replayed! { header control session checkpoint saved_model csv certificate paillier ckks party server coordinator }
+replayed! { header control session checkpoint saved_model csv certificate paillier ckks network party server coordinator }

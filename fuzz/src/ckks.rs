@@ -4,8 +4,8 @@ use super::decoders::readable;
 use super::input::Input;
 use spnn::crypto::SecretRng;
 use spnn_ckks::{
-    Ciphertext, Context, FreshCiphertext, Plaintext, Preset, PublicKey, RelinearizationKey, RotationKeys, SecretKey,
-    WireError,
+    Ciphertext, Context, FreshBatch, FreshCiphertext, Plaintext, Preset, PublicKey, RelinearizationKey, RotationKeys,
+    SecretKey, WireError,
 };
 use std::sync::{Arc, LazyLock};
 
@@ -70,6 +70,13 @@ pub(crate) fn ckks(input: &[u8]) {
             bytes
         }
     };
+    if choice % kinds.len() == 0 {
+        // As the server of encrypted queries reads them, which takes one level and scale: a right one's.
+        let mut batch = FreshBatch::with_room(context, 0, 20_f64.exp2(), 1).unwrap();
+        let one =
+            FreshCiphertext::from_bytes(context, &bytes).is_ok_and(|x| x.level() == 0 && x.scale() == 20_f64.exp2());
+        assert!(batch.push(&bytes).is_ok() == one && batch.len() == usize::from(one), "both readers agree");
+    }
     match again(context, &bytes) {
         Ok(written) => assert!(written == bytes, "what was read is not what was written"),
         Err(e) => readable(&e),

@@ -11,6 +11,7 @@ mod allocations;
 mod ckks;
 mod decoders;
 mod input;
+mod network;
 mod peers;
 mod roles;
 mod stage;
@@ -58,6 +59,8 @@ pub const TARGETS: &[Target] = targets! {
     paillier: decoders::paillier, 2 * MIB;
     // A key for products, with its seed expanded, is 2.6 MB; what it was read from and written to, 1 MB each.
     ckks: ckks::ckks, 8 * MIB;
+    // A convolution in a small file may be large once it is written out, window by window: 16 million weights at most.
+    network: network::network, 256 * MIB;
     party: roles::party, MIB;
     server: roles::server, MIB;
     coordinator: roles::coordinator, MIB;

@@ -10,9 +10,9 @@
 //!
 //! 1. Server → client: [`InferenceTerms`].
 //! 2. Client → server: its keys, if the terms ask for any ([`Kind::InferenceKey`]).
-//! 3. For batch b = 0, 1, …: client → server [`InferenceBatch`], then every ciphertext of it ([`Kind::EncryptedInput`]); server
+//! 3. For batch b = 0, 1, …: client → server [`InferenceBatch`](crate::message::InferenceBatch), then every ciphertext of it ([`Kind::EncryptedInput`]); server
 //!    → client: every output ([`Kind::EncryptedOutput`]). The client may send a batch while the one before is evaluated.
-//! 4. Client → server: an [`InferenceBatch`] of no samples. It is done.
+//! 4. Client → server: an [`InferenceBatch`](crate::message::InferenceBatch) of no samples. It is done.
 //!
 //! Each message carries b as its step and its number within the batch, so that nothing can be repeated, left out or swapped. How
 //! long each ciphertext is follows from the terms; anything else is refused before it is read. The server holds two batches of a
