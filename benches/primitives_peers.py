@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Dimension: bits of the primes of a ciphertext; of P here, in SEAL (which has one) and digits of a key here and in OpenFHE.
 SHAPES = {
-    8192: ([50] + [40] * 3, [48], [48], 4),
+    8192: ([48] + [40] * 3, [46], [46], 4),
     16384: ([50] + [40] * 7, [50, 50], [50], 4),
-    32768: ([50] + [40] * 16, [44, 44, 44, 48], [50], 5),
+    32768: ([50] + [40] * 16, [44, 44, 44, 46], [50], 5),
 }
 OPERATIONS = ["product", "relinearize", "rescale", "rotate"]
 
