@@ -1,10 +1,12 @@
 //! What is computed on: sums, products, rescaling, rotation.
 
 use crate::kernel;
-use crate::keys::{RelinearizationKey, RotationKeys};
+use crate::keys::{RelinearizationKey, RotationKeys, flooding};
 use crate::sampling::uniform;
 use crate::{CkksError, Context, Plaintext};
+use spnn_crypto::{SecretRng, Sign};
 use std::sync::Arc;
+use zeroize::Zeroizing;
 
 /// Encrypted slots: c_0 + c_1·s + c_2·s² + … decrypts.
 #[derive(Clone)]
@@ -230,6 +232,29 @@ impl Ciphertext {
         let prime = self.context.limbs()[self.level].value() as f64;
         (result.level, result.scale) = (level, self.scale / prime);
         Ok(result)
+    }
+
+    /// Adds to the first part the uniform polynomial that a seed stands for, or subtracts it: a mask over the whole modulus, which
+    /// whoever adds the ciphertexts of all who have masks in common takes away.
+    pub fn mask(&mut self, seed: &[u8; 32], sign: Sign) {
+        let mask = Zeroizing::new(uniform(seed, 0, &self.context.limbs()[..=self.level], self.context.n()));
+        let op = match sign {
+            Sign::Plus => kernel::add,
+            Sign::Minus => kernel::sub,
+        };
+        each(&self.context, &mut self.parts[0], &mask, op);
+    }
+
+    /// Adds uniform noise of ±2^(`error_log2` + 40) to every coefficient of what this decrypts to: an error of up to
+    /// 2^`error_log2` disappears under it, for the holder of the secret key as well, but for a statistical distance of 2^-40. A
+    /// slot is then off by about √n·2^(`error_log2` + 40)/(√3·scale).
+    ///
+    /// # Errors
+    /// [`CkksError::Scale`] if there is no room for the noise.
+    pub fn flood(&mut self, error_log2: u32, rng: &mut SecretRng) -> Result<(), CkksError> {
+        let noise = flooding(&self.context, self.level, error_log2, rng)?;
+        each(&self.context, &mut self.parts[0], &noise, kernel::add);
+        Ok(())
     }
 
     /// The same at a lower level, to go with another one.

@@ -23,6 +23,8 @@ pub struct PublicKey {
     pub(crate) context: Arc<Context>,
     /// −a·s + e over Q, transformed.
     pub(crate) b: Vec<u64>,
+    /// What the seed stands for.
+    a: Vec<u64>,
     /// Of a.
     pub(crate) seed: [u8; 32],
 }
@@ -48,7 +50,7 @@ pub(crate) struct SwitchingKey {
 
 /// Bits by which a released value's noise is larger than the error that it hides: what a stranger learns of the error from one
 /// of them is at most 2^-40 (statistical distance).
-const FLOODING_BITS: u32 = 40;
+pub(crate) const FLOODING_BITS: u32 = 40;
 
 impl SecretKey {
     /// A fresh key: coefficients −1, 0 and 1, each as likely.
@@ -88,7 +90,7 @@ impl SecretKey {
     pub fn public_key(&self, rng: &mut SecretRng) -> PublicKey {
         let seed = rng.bytes32();
         let a = uniform(&seed, 0, self.context.limbs(), self.context.n());
-        PublicKey { context: Arc::clone(&self.context), b: self.masked(&a, &self.s, rng), seed }
+        PublicKey { context: Arc::clone(&self.context), b: self.masked(&a, &self.s, rng), a, seed }
     }
 
     /// A key for products.
@@ -165,25 +167,38 @@ impl SecretKey {
         rng: &mut SecretRng,
     ) -> Result<Plaintext, CkksError> {
         let mut plain = self.decrypt(ciphertext)?;
-        let noise_log2 = error_log2.saturating_add(FLOODING_BITS);
-        let room = self.context.log2_modulus(plain.level).min(62.0);
-        if f64::from(noise_log2) + 1.0 >= room {
-            return Err(CkksError::Scale { scale_log2: noise_log2.into(), level: plain.level });
-        }
-        let (n, span) = (self.context.n(), (2_u128 << noise_log2) + 1);
-        let mut bytes = Zeroizing::new(vec![0_u8; 8 * n]);
-        rng.fill_bytes(&mut bytes);
-        let number = |b: &[u8]| {
-            let high = b.iter().fold(0_u128, |x, byte| x << 8 | u128::from(*byte));
-            // 64 random bits times the span: each number is as likely but for 2^-64 of the span.
-            let drawn = (high * span) >> 64;
-            i64::try_from(drawn).unwrap_or(i64::MAX) - (1_i64 << noise_log2)
-        };
-        let noise: Zeroizing<Vec<i64>> = Zeroizing::new(bytes.chunks_exact(8).map(number).collect());
-        let noise = Zeroizing::new(self.context.small(&noise, plain.level + 1));
+        let noise = flooding(&self.context, plain.level, error_log2, rng)?;
         each(&self.context, &mut plain.polynomial, &noise, kernel::add);
         Ok(plain)
     }
+}
+
+/// A polynomial of a level with coefficients uniform within ±2^(`error_log2` + 40).
+///
+/// # Errors
+/// [`CkksError::Scale`] if the level has no room for them.
+pub(crate) fn flooding(
+    context: &Context,
+    level: usize,
+    error_log2: u32,
+    rng: &mut SecretRng,
+) -> Result<Zeroizing<Vec<u64>>, CkksError> {
+    let noise_log2 = error_log2.saturating_add(FLOODING_BITS);
+    let room = context.log2_modulus(level).min(62.0);
+    if f64::from(noise_log2) + 1.0 >= room {
+        return Err(CkksError::Scale { scale_log2: noise_log2.into(), level });
+    }
+    let (n, span) = (context.n(), (2_u128 << noise_log2) + 1);
+    let mut bytes = Zeroizing::new(vec![0_u8; 8 * n]);
+    rng.fill_bytes(&mut bytes);
+    let number = |b: &[u8]| {
+        let high = b.iter().fold(0_u128, |x, byte| x << 8 | u128::from(*byte));
+        // 64 random bits times the span: each number is as likely but for 2^-64 of the span.
+        let drawn = (high * span) >> 64;
+        i64::try_from(drawn).unwrap_or(i64::MAX) - (1_i64 << noise_log2)
+    };
+    let noise: Zeroizing<Vec<i64>> = Zeroizing::new(bytes.chunks_exact(8).map(number).collect());
+    Ok(Zeroizing::new(context.small(&noise, level + 1)))
 }
 
 impl PublicKey {
@@ -202,10 +217,42 @@ impl PublicKey {
             each(context, &mut part, &error, kernel::add);
             part
         };
-        let a = uniform(&self.seed, 0, &context.limbs()[..limbs], n);
-        let (mut c0, c1) = (of(&self.b), of(&a));
+        let (mut c0, c1) = (of(&self.b), of(&self.a));
         each(context, &mut c0, &plain.polynomial, kernel::add);
         Ok(Ciphertext { context: Arc::clone(context), parts: vec![c0, c1], level: plain.level, scale: plain.scale })
+    }
+
+    /// The same slots in parts that say nothing of how they were computed, even to the holder of the secret key, whom the parts of
+    /// a product would let find its factors. What the whole decrypts to still has the old error; only
+    /// [flooding](Ciphertext::flood) hides that.
+    ///
+    /// Part k + 1 is masked by u·a + e for fresh small u and e, which is pseudorandom to whoever knows a and s (ring-LWE with
+    /// the secret u), and part k by u·b, so that together they decrypt to u·e_b + e·s, which is small. A slot is off by about
+    /// n·σ·√(4/3)·(2n/3)^(k/2)/scale more, for the last k.
+    ///
+    /// # Errors
+    /// [`CkksError::Contexts`].
+    pub fn rerandomize(&self, ciphertext: &Ciphertext, rng: &mut SecretRng) -> Result<Ciphertext, CkksError> {
+        ciphertext.is_of(&self.context)?;
+        let (context, n) = (&self.context, self.context.n());
+        let limbs = ciphertext.level + 1;
+        let mut result = ciphertext.clone();
+        for k in 0..result.parts.len() - 1 {
+            let u = Zeroizing::new(context.small(&ternary(n, rng), limbs));
+            let error = Zeroizing::new(context.small(&errors(n, rng), limbs));
+            for (part, key) in result.parts[k..=k + 1].iter_mut().zip([&self.b, &self.a]) {
+                let mut product = Zeroizing::new(key[..limbs * n].to_vec());
+                each(context, &mut product, &u, kernel::mul);
+                each(context, part, &product, kernel::add);
+            }
+            each(context, &mut result.parts[k + 1], &error, kernel::add);
+        }
+        Ok(result)
+    }
+
+    pub(crate) fn of_parts(context: &Arc<Context>, b: Vec<u64>, seed: [u8; 32]) -> Self {
+        let a = uniform(&seed, 0, context.limbs(), context.n());
+        Self { context: Arc::clone(context), b, a, seed }
     }
 }
 

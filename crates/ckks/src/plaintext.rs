@@ -1,6 +1,6 @@
 //! Slots as an encoded polynomial.
 
-use crate::{CkksError, Context};
+use crate::{CkksError, Context, Modulus};
 use num_complex::Complex64;
 use std::fmt;
 use std::sync::Arc;
@@ -17,10 +17,14 @@ pub struct Plaintext {
 
 /// Coefficients below this are exact as they are rounded.
 const COEFFICIENT_LOG2_MAX: f64 = 62.0;
+/// Larger scales are reached by a whole power of two: a value has no digits that they would keep.
+const ROUNDED_LOG2_MAX: f64 = 45.0;
+/// What a product of limbs must stay below to be decoded.
+const DECODED_LOG2_MAX: f64 = 126.0;
 
 impl Plaintext {
     /// Encodes `values` at `scale` for ciphertexts of `level`; slots beyond them are 0. A slot is off by at most
-    /// n/(2·scale).
+    /// n/(2·scale), or n/2^45 if that is more.
     ///
     /// # Errors
     /// [`CkksError::Slots`], [`CkksError::Value`], [`CkksError::Level`].
@@ -39,41 +43,44 @@ impl Plaintext {
         let mut packed: Vec<Complex64> = values.iter().map(|v| Complex64::new(*v, 0.0)).collect();
         packed.resize(slots, Complex64::default());
         context.embedding.coefficients(&mut packed);
-        let bound = COEFFICIENT_LOG2_MAX.min(context.log2_modulus(level) - 1.0).exp2();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a small whole number, or 0 for nonsense"
+        )]
+        let shift = (scale.log2() - ROUNDED_LOG2_MAX).ceil().max(0.0) as u32;
+        let rounded_scale = scale * (-f64::from(shift)).exp2();
+        let bound = COEFFICIENT_LOG2_MAX.min(context.log2_modulus(level) - 1.0 - f64::from(shift)).exp2();
         let round = |x: f64| {
-            let scaled = (x * scale).round();
+            let scaled = (x * rounded_scale).round();
             // Not a number compares as false.
             if scaled.abs() < bound { Ok(scaled as i64) } else { Err(wrong()) }
         };
         let real = packed.iter().map(|c| c.re);
         let coefficients = real.chain(packed.iter().map(|c| c.im)).map(round).collect::<Result<Vec<i64>, _>>()?;
         let coefficients = Zeroizing::new(coefficients);
-        let polynomial = context.small(&coefficients, level + 1);
+        let mut polynomial = context.small(&coefficients, level + 1);
+        if shift > 0 {
+            for (limb, q) in polynomial.chunks_exact_mut(context.n()).zip(context.limbs()) {
+                let factor = q.factor(q.pow(2, shift.into()));
+                limb.iter_mut().for_each(|x| *x = q.mul_factor(*x, factor));
+            }
+        }
         clear(&mut packed);
         Ok(Self { context: Arc::clone(context), polynomial, level, scale })
     }
 
-    /// The values of all slots. The encoded polynomial's coefficients have to lie within half of the product of the first two
-    /// primes, as those of any sensible result do.
+    /// The values of all slots. The encoded polynomial's coefficients have to lie within half of the product of the first
+    /// primes whose product is below 2^126, as those of any sensible result do.
     #[must_use]
     pub fn decode(&self) -> Vec<f64> {
         let (n, slots) = (self.context.n(), self.context.preset().slots());
-        let limbs = (self.level + 1).min(2);
+        let q = self.context.limbs();
+        let limbs = (1..=self.level).take_while(|l| self.context.log2_modulus(*l) < DECODED_LOG2_MAX).count() + 1;
         let mut coefficients = self.polynomial[..limbs * n].to_vec();
         self.context.backward(&mut coefficients, 0);
-        let q = self.context.limbs();
-        let inverse = q.get(1).map_or(0, |q1| q1.inverse(q1.reduce(q[0].value())));
-        let product = q.get(1).map_or(0, |q1| i128::from(q[0].value()) * i128::from(q1.value()));
-        let number = |i: usize| -> f64 {
-            if limbs == 1 {
-                return q[0].centered(coefficients[i]) as f64;
-            }
-            // x = x_0 + q_0·((x_1 − x_0)/q_0 mod q_1), then the representative around 0.
-            let (x0, x1) = (coefficients[i], coefficients[n + i]);
-            let quotient = q[1].mul(q[1].sub(x1, q[1].reduce(x0)), inverse);
-            let x = i128::from(x0) + i128::from(q[0].value()) * i128::from(quotient);
-            (if x > product / 2 { x - product } else { x }) as f64
-        };
+        let garner = Garner::new(&q[..limbs]);
+        let number = |i: usize| garner.centered(&coefficients, n, i) as f64;
         let mut packed: Vec<Complex64> =
             (0..slots).map(|i| Complex64::new(number(i), number(i + slots)) / self.scale).collect();
         coefficients.zeroize();
@@ -93,6 +100,38 @@ impl Plaintext {
     #[must_use]
     pub fn scale(&self) -> f64 {
         self.scale
+    }
+}
+
+/// From residues modulo few primes to the whole number around 0 (Garner; Knuth, TAOCP vol. 2, 4.3.2): the number is
+/// x_0 + q_0·(x_1 + q_1·(x_2 + …)), whose digits follow one after the other.
+struct Garner<'a> {
+    q: &'a [Modulus],
+    /// For each prime, 1/(q_0⋯) of the primes before it.
+    inverses: Vec<u64>,
+    product: i128,
+}
+
+impl<'a> Garner<'a> {
+    fn new(q: &'a [Modulus]) -> Self {
+        let below = |j: usize| q[..j].iter().fold(1, |product, p| q[j].mul(product, q[j].reduce(p.value())));
+        let inverses = (0..q.len()).map(|j| q[j].inverse(below(j))).collect();
+        Self { q, inverses, product: q.iter().map(|p| i128::from(p.value())).product() }
+    }
+
+    /// Coefficient i of limbs of n.
+    fn centered(&self, limbs: &[u64], n: usize, i: usize) -> i128 {
+        let (mut x, mut weight) = (0_i128, 1_i128);
+        for (j, (q, inverse)) in self.q.iter().zip(&self.inverses).enumerate() {
+            // x modulo q_j, from its two words.
+            let word = q.reduce(1 << 63);
+            let low = q.reduce((x & i128::from(u64::MAX >> 1)) as u64);
+            let so_far = q.add(low, q.mul(q.reduce((x >> 63) as u64), word));
+            let digit = q.mul(q.sub(limbs[j * n + i], so_far), *inverse);
+            x += weight * i128::from(digit);
+            weight *= i128::from(q.value());
+        }
+        if x > self.product / 2 { x - self.product } else { x }
     }
 }
 

@@ -57,8 +57,19 @@ impl Preset {
         limbs_per_digit: 4,
     };
 
+    /// 8,192 slots, log2 Q = 430 or less, eleven rescalings by 2^36. No key switching, as [`N4096`](Self::N4096): room for
+    /// squares whose outputs are released under flooding noise.
+    pub const N16384_PARTS: Self = Self {
+        name: "n16384-parts",
+        number: 5,
+        n: 16_384,
+        limb_bits: &[36, 36, 36, 36, 36, 36, 36, 36, 36, 36, 35, 35],
+        special_bits: &[],
+        limbs_per_digit: 0,
+    };
+
     /// All of them.
-    pub const ALL: [&'static Self; 4] = [&Self::N4096, &Self::N8192, &Self::N16384, &Self::N32768];
+    pub const ALL: [&'static Self; 5] = [&Self::N4096, &Self::N8192, &Self::N16384, &Self::N32768, &Self::N16384_PARTS];
 
     /// Name in configurations.
     #[must_use]

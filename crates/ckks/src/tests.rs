@@ -1,7 +1,7 @@
 //! Every operation at every preset against the same in the clear, with the error bound that follows from the noise.
 
 use super::*;
-use spnn_crypto::SecretRng;
+use spnn_crypto::{SecretRng, Sign};
 use std::sync::Arc;
 
 /// Standard deviation of errors.
@@ -200,6 +200,120 @@ fn a_released_value_hides_the_error_and_is_still_the_value() {
     let bound = TAIL * party.n.sqrt() * 45_f64.exp2() / 3_f64.sqrt() / party.scale + 1e-9;
     assert!(error <= bound && error > bound / 100.0, "{error}, bound {bound}");
     assert!(party.secret.decrypt_for_release(&ciphertext, 22, &mut party.rng).is_err());
+}
+
+/// Of a fresh ciphertext of the public key, in a slot; and of u·e_b + e·s.
+fn public_noise(n: f64) -> f64 {
+    TAIL * SIGMA * n * (4.0_f64 / 3.0).sqrt()
+}
+
+#[test]
+fn masks_that_two_have_in_common_cancel_in_the_sum() {
+    let mut party = Party::new(&Preset::N16384_PARTS);
+    let public = party.secret.public_key(&mut party.rng);
+    let values = [party.values(0.7), party.values(1.9)];
+    let seed = party.rng.bytes32();
+    let shares = values.each_ref().map(|values| {
+        let plain = Plaintext::encode(&party.context, values, party.scale, 5).unwrap();
+        public.encrypt(&plain, &mut party.rng).unwrap()
+    });
+    let mut masked = shares.clone();
+    masked[0].mask(&seed, Sign::Plus);
+    masked[1].mask(&seed, Sign::Minus);
+    let same = |a: &[u64], b: &[u64]| a.iter().zip(b).filter(|(a, b)| a == b).count();
+    for (share, masked) in shares.iter().zip(&masked) {
+        assert_eq!(same(&share.parts[0], &masked.parts[0]), 0);
+    }
+    let (sum, plain) = (masked[0].add(&masked[1]).unwrap(), shares[0].add(&shares[1]).unwrap());
+    assert!(sum.parts == plain.parts);
+    let error = party.error(&sum, |i| values[0][i] + values[1][i]);
+    assert!(error <= 2.0 * public_noise(party.n) / party.scale, "{error}");
+}
+
+/// What the server of a session does with encrypted H1: bias, square, linear, square; then it hides how it came about.
+#[test]
+fn released_squares_keep_their_values_and_hide_their_factors() {
+    let mut party = Party::new(&Preset::N16384_PARTS);
+    let public = party.secret.public_key(&mut party.rng);
+    party.scale = 90_f64.exp2();
+    let inputs = [party.values(0.7), party.values(1.9)];
+    let bias = [3.25, -1.5];
+    let weights = [[113, -2047], [4095, 77]];
+    let level = 8;
+    let ciphertexts = inputs.each_ref().map(|values| {
+        let plain = Plaintext::encode(&party.context, values, party.scale, level).unwrap();
+        public.encrypt(&plain, &mut party.rng).unwrap()
+    });
+    let map =
+        |weights: &[[i32; 2]; 2]| LinearMap::new(2, 2).group(vec![0, 1], vec![0, 1], weights.as_flattened()).unwrap();
+    let linear =
+        |weights, weight_scale, bias: [f64; 2]| Layer::Linear { map: map(weights), weight_scale, bias: bias.into() };
+    let first = [linear(&[[1, 0], [0, 1]], 1.0, bias), Layer::Square, linear(&weights, 4096.0, [0.5, 0.0])];
+    let mut workspace = Workspace::default();
+    let evaluate = |layers: Vec<Layer>, inputs: &[Ciphertext], workspace: &mut Workspace| {
+        Segment::new(layers).unwrap().evaluate(&party.context, Inputs::Whole(inputs), workspace, 1).unwrap()
+    };
+    let rescaled = |mut values: Vec<Ciphertext>, times: usize| {
+        for _ in 0..times {
+            values = values.iter().map(|value| value.rescale().unwrap()).collect();
+        }
+        values
+    };
+    let hidden = rescaled(evaluate(first.into(), &ciphertexts, &mut workspace), 3);
+    let hidden_scale = hidden[0].scale();
+    let squares = evaluate(vec![Layer::Square], &hidden, &mut workspace);
+    let hide = |value: &Ciphertext, rng: &mut SecretRng| public.rerandomize(value, rng).unwrap();
+    let hidden: Vec<Ciphertext> = squares.iter().map(|square| hide(square, &mut party.rng)).collect();
+    let again = hide(&squares[0], &mut party.rng);
+    for part in 0..5 {
+        let same = again.parts[part].iter().zip(&hidden[0].parts[part]).filter(|(a, b)| a == b).count();
+        assert_eq!(same, 0, "part {part}");
+    }
+    let mut released = rescaled(hidden, 3);
+    assert_eq!(released[0].level(), 2);
+
+    // In a slot: every input is at most 6 in size, every value behind the linear map at most 60.
+    let fresh = public_noise(party.n) / party.scale;
+    let hidden_error = 1.5 * (2.0 * 6.0 + fresh) * fresh + 3.0 * party.rounding(hidden_scale) * party.n.sqrt();
+    let error = (2.0 * 60.0 + hidden_error) * hidden_error;
+    let scale = released[0].scale();
+    let error_log2 = (error * scale + 2.0).log2().ceil() as u32;
+    assert!(error_log2 <= 21, "{error_log2}");
+    for (o, value) in released.iter_mut().enumerate() {
+        value.flood(error_log2, &mut party.rng).unwrap();
+        let weights = weights[o].map(|w| f64::from(w) / 4096.0);
+        let expected = |i: usize| {
+            let squares = [0, 1].map(|k| (inputs[k][i] + bias[k]).powi(2));
+            (weights[0] * squares[0] + weights[1] * squares[1] + [0.5, 0.0][o]).powi(2)
+        };
+        let noise = TAIL * party.n.sqrt() * f64::from(error_log2 + 40).exp2() / 3_f64.sqrt() / scale;
+        let rounding = TAIL * (party.n / 12.0 * (2.0 / 3.0 * party.n).powi(4) * 2.0).sqrt() / scale;
+        let found = party.error(value, expected);
+        assert!(found <= noise + rounding + error && found > noise / 100.0, "{found}, {noise}");
+        assert!(noise < 0.1, "{noise}");
+    }
+}
+
+#[test]
+fn the_parts_of_a_square_show_its_root_until_they_are_rerandomized() {
+    let mut party = Party::new(&Preset::N4096);
+    let public = party.secret.public_key(&mut party.rng);
+    let values = party.values(0.7);
+    let ciphertext = party.encrypt(&values);
+    let square = ciphertext.mul(&ciphertext).unwrap();
+    // (a + b·s)² has the parts a², 2ab, b²: whoever sees them can take the root.
+    let is_square = |square: &Ciphertext| {
+        let q = party.context.limbs()[0];
+        let [a, b, c] = [0, 1, 2].map(|part| square.parts[part][0]);
+        q.mul(b, b) == q.mul(q.reduce(4), q.mul(a, c))
+    };
+    assert!(is_square(&square));
+    let hidden = public.rerandomize(&square, &mut party.rng).unwrap();
+    assert!(!is_square(&hidden));
+    let noise = public_noise(party.n) * TAIL * (2.0 / 3.0 * party.n).sqrt() / square.scale();
+    let fresh = party.fresh();
+    let error = party.error(&hidden, |i| values[i] * values[i]);
+    assert!(error <= fresh * (2.0 + fresh) + noise, "{error}");
 }
 
 #[test]

@@ -225,6 +225,12 @@ impl Ciphertext {
 }
 
 impl PublicKey {
+    /// How many bytes one has.
+    #[must_use]
+    pub fn byte_length(context: &Context) -> usize {
+        HEADER_BYTES + SEED_BYTES + polynomial_bytes(context.limbs(), context.n())
+    }
+
     /// The bytes.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -240,9 +246,9 @@ impl PublicKey {
     pub fn from_bytes(context: &Arc<Context>, bytes: &[u8]) -> Result<Self, WireError> {
         let mut reader = Reader { context, bytes, total: bytes.len() };
         reader.key_header(Kind::PublicKey)?;
-        reader.has_in_all(HEADER_BYTES + SEED_BYTES + polynomial_bytes(context.limbs(), context.n()))?;
+        reader.has_in_all(Self::byte_length(context))?;
         let seed = reader.seed();
-        Ok(Self { context: Arc::clone(context), b: reader.polynomial(context.limbs())?, seed })
+        Ok(Self::of_parts(context, reader.polynomial(context.limbs())?, seed))
     }
 }
 

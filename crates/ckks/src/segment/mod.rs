@@ -85,7 +85,7 @@ impl Layer {
     /// Its biases at the scale of its outputs, modulo q.
     fn constants(&self, scale: f64, q: Modulus) -> Vec<f64> {
         match self {
-            Self::Linear { bias, .. } => bias.iter().map(|b| constant(b * scale, q)).collect(),
+            Self::Linear { bias, .. } => bias.iter().map(|b| constant(*b, scale, q)).collect(),
             Self::Square => Vec::new(),
         }
     }
@@ -292,10 +292,14 @@ impl Segment {
 }
 
 /// A number that all slots have is the constant of a polynomial, and its transform is that constant everywhere.
-fn constant(scaled: f64, q: Modulus) -> f64 {
-    // Scales are below 2^109 and biases far below 2^18, or the result would not fit.
-    let rest = (scaled.round() as i128).rem_euclid(q.value().into());
-    q.centered(rest as u64) as f64
+fn constant(value: f64, scale: f64, q: Modulus) -> f64 {
+    // Large scales are mostly a power of two: what a double holds of the product is exact.
+    let scaled = (value * scale).round();
+    let exponent = (scaled.abs().max(1.0).log2() as i32 - 52).max(0);
+    #[expect(clippy::cast_possible_truncation, reason = "below 2^54")]
+    let mantissa = (scaled * (-f64::from(exponent)).exp2()) as i64;
+    let power = q.pow(2, exponent.unsigned_abs().into());
+    q.centered(q.mul(q.reduce_signed(mantissa), power)) as f64
 }
 
 impl Inputs<'_> {
