@@ -45,6 +45,9 @@ impl Deal {
         parties: &mut [Sending<'_>],
         dealt: &mut BTreeMap<u32, Dealt>,
     ) -> Result<(), ProtocolError> {
+        if session.is_blind(self.task) {
+            return Ok(());
+        }
         let Some(mut dealer) = dealer_side(session, self.incarnation, self.features, parties).await? else {
             return Ok(());
         };

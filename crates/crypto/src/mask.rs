@@ -93,6 +93,16 @@ impl PairKey {
         add_keystream(&mut stream, sign, values, &mut keystream);
     }
 
+    /// A seed for `context` that is uniform for anyone without the key; `number` tells several apart.
+    #[must_use]
+    pub fn seed(&self, context: &MaskContext, number: u32) -> Zeroizing<[u8; 32]> {
+        let mut stream = self.stream(b"spnn/1 seed of a mask", context);
+        let mut seed = Zeroizing::new([0; 32]);
+        stream.seek(u64::from(number) * seed.len() as u64);
+        stream.write_keystream(&mut *seed);
+        seed
+    }
+
     /// As [`mask`](Self::mask) for some `rows` of one long matrix, `[2^32, width]`: `values` is `[rows.len(), width]`. A
     /// row has the same mask in whatever order and company it is asked for.
     ///

@@ -16,7 +16,7 @@ use spnn_protocol::message::{Done, Finish, Metrics, Report, Task};
 use spnn_protocol::transport::Transport;
 use spnn_protocol::{
     Attempts, Cause, Checkpoints, Ending, JoinOptions, Joined, Joining, Met, Network, Phase, Position, ProtocolError,
-    Role, SavedModel, Schedule, SessionConfig, SessionError, Step, Training, all_done, parameter_values,
+    Role, SavedModel, Schedule, SessionConfig, SessionError, Step, Training, all_done, blind, parameter_values,
     restore_parameters,
 };
 use std::borrow::Cow;
@@ -76,6 +76,8 @@ pub(crate) struct Head {
     pub(crate) optimizer: Optimizer,
     /// z of the batch, `[n, k]`.
     pub(crate) z: Array2<f32>,
+    /// What opens it, if it comes encrypted.
+    pub(crate) blind: Option<blind::Holder>,
 }
 
 /// A party's part of a checkpoint.
@@ -169,7 +171,15 @@ impl<'a> Party<'a> {
         Ok(outcome)
     }
 
+    /// This party's side of the session's first layer; or, where the server scores blind, of that.
     async fn first_layer(&mut self) -> Result<Box<dyn PartySide>, ProtocolError> {
+        if self.session.is_blind(self.options.join.task) {
+            let (side, holder) = blind::party_side(self.session, self.incarnation, &mut self.network).await?;
+            if let Some(head) = &mut self.head {
+                head.blind = holder;
+            }
+            return Ok(Box::new(side));
+        }
         let Self { session, incarnation, network, features, data, .. } = self;
         let mut gather = |rows: &[u32], out: ArrayViewMut2<'_, f32>| data.gather(rows, out);
         let own = OwnFeatures { rows: self.schedule.rows(), gather: &mut gather };
@@ -512,6 +522,7 @@ impl Head {
             layer,
             optimizer: Optimizer::new(&session.train.optimizer, noise_seed),
             z: Array2::zeros((0, width)),
+            blind: None,
         })
     }
 }

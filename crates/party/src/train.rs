@@ -132,7 +132,7 @@ impl Head {
         Ok(loss)
     }
 
-    /// Receives z, `[rows, k]`.
+    /// Receives z, `[rows, k]`, and opens it if it comes encrypted.
     pub(crate) async fn receive(
         &mut self,
         network: &mut Network,
@@ -142,7 +142,11 @@ impl Head {
         if self.z.nrows() < rows {
             self.z = Array2::zeros((rows, self.z.ncols()));
         }
-        network.recv_tensor(Role::Server, Kind::HiddenOutput, step, self.z.slice_mut(s![..rows, ..])).await
+        let z = self.z.slice_mut(s![..rows, ..]);
+        match &self.blind {
+            None => network.recv_tensor(Role::Server, Kind::HiddenOutput, step, z).await,
+            Some(holder) => holder.open(network, step, z).await,
+        }
     }
 }
 

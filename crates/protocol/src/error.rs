@@ -3,6 +3,7 @@
 use crate::contract::ContractError;
 use crate::message::{CodecError, Kind};
 use crate::{Difference, Role, Step, Task};
+use spnn_ckks::CkksError;
 use spnn_crypto::paillier::{KeyError, PaillierError, ProofError};
 use spnn_crypto::{DecodeError, EncodeError, FixedPointError, NotAPoint, SystemRandomnessError};
 use std::fmt;
@@ -343,6 +344,34 @@ pub enum ProtocolError {
         /// What is wrong with it.
         reason: String,
     },
+    /// What is opened after a blind evaluation cannot be right.
+    #[error(
+        "the opened z of {step} lies outside ±{bound:.1e} at row {row}, column {column}: features of a row of this batch are far beyond those in training, or a party sent a wrong share; set data.clip"
+    )]
+    BlindOutOfBound {
+        /// When.
+        step: Step,
+        /// Row of the batch, or one of several that this makes unreadable.
+        row: usize,
+        /// Column of z.
+        column: usize,
+        /// What the server expects at most.
+        bound: f64,
+    },
+    /// Layers that cannot be evaluated on ciphertexts.
+    #[error("the server's layers cannot be evaluated on ciphertexts: {reason}")]
+    Blind {
+        /// Why.
+        reason: String,
+    },
+    /// Arithmetic on ciphertexts refused what it was given.
+    #[error("computing on ciphertexts failed in {step}: {source}")]
+    Encryption {
+        /// When.
+        step: Step,
+        /// Why.
+        source: CkksError,
+    },
     /// A message of our own does not fit a frame.
     #[error("the {} of {step} would be {bytes} bytes long; a message holds at most 4 GiB: lower train.batch_size", kind.name())]
     OwnMessage {
@@ -523,7 +552,10 @@ impl ProtocolError {
             Self::SessionMismatch { peer, .. } | Self::TaskMismatch { peer, .. } => (Cause::Configuration, *peer),
             Self::RowCount { peer, .. } | Self::Misaligned { peer } => (Cause::Data, *peer),
             Self::TooManyIds { who, .. } => (Cause::Data, *who),
+            Self::Blind { .. } => (Cause::Configuration, me),
+            Self::Encryption { .. } => (Cause::Protocol, me),
             Self::OwnValue { .. }
+            | Self::BlindOutOfBound { .. }
             | Self::OwnFeature { .. }
             | Self::OwnProduct { .. }
             | Self::EmptyId { .. }

@@ -8,6 +8,7 @@
 pub mod alignment;
 pub mod audit;
 mod authority;
+pub mod blind;
 mod channel;
 mod checkpoint;
 pub mod contract;
@@ -40,6 +41,7 @@ mod verifier;
 pub use alignment::{AlignmentSpec, ID_SEPARATOR, IdList};
 pub use audit::Audit;
 pub use authority::Authority;
+pub use blind::InferenceKind;
 pub use channel::{Channel, Link, Reader, Receiving, Sending, Writer, all, within};
 pub use checkpoint::{Checkpoints, parameter_values, restore_parameters};
 pub use durable::write_durable;

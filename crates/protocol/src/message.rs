@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Name and version of this protocol; TLS refuses a peer that speaks another.
-pub const ALPN: &[u8] = b"spnn/6";
+pub const ALPN: &[u8] = b"spnn/7";
 
 /// Bytes of a frame header.
 pub const HEADER_BYTES: usize = 24;
@@ -99,12 +99,14 @@ kinds! {
     InferenceTerms = 20, "inference-terms";
     /// Client → server: a batch of encrypted queries begins, or none follows.
     InferenceBatch = 21, "inference-batch";
-    /// Client → server: a key to evaluate with.
+    /// Client → server: a key to evaluate with. Label holder → all, in a session that scores blind: its public key.
     InferenceKey = 22, "inference-key";
-    /// Client → server: a ciphertext of a batch.
+    /// Client or party → server: a ciphertext of a batch.
     EncryptedInput = 23, "encrypted-input";
-    /// Server → client: a ciphertext of the answer.
+    /// Server → client or label holder: a ciphertext of the answer.
     EncryptedOutput = 24, "encrypted-output";
+    /// Server → parties, in a session that scores blind: how H1 is to be encrypted.
+    BlindTerms = 25, "blind-terms";
 }
 
 impl Kind {
@@ -458,6 +460,19 @@ pub enum Packing {
     OneSample,
 }
 
+/// Server → parties, in a session that scores blind: how H1 is to be encrypted, and what the label holder may expect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlindTerms {
+    /// Level of the ciphertexts.
+    pub level: u32,
+    /// log2 of their scale.
+    pub scale_log2: u32,
+    /// log2 of the largest |z| there should be.
+    pub output_log2: u32,
+    /// log2 of what z is off by, as a standard deviation.
+    pub error_log2: i32,
+}
+
 /// Client → server: a batch begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InferenceBatch {
@@ -507,7 +522,8 @@ control!(
     Query,
     QuerySize,
     InferenceTerms,
-    InferenceBatch
+    InferenceBatch,
+    BlindTerms
 );
 
 #[cfg(test)]

@@ -230,6 +230,21 @@ impl Network {
         all(channels.map(|((_, c), out)| c.recv_payload(step, 0, bytemuck::cast_slice_mut(out)))).await.map(drop)
     }
 
+    /// Receives one block from every party, at once, each of exactly the length of its buffer.
+    ///
+    /// # Errors
+    /// As [`Channel::recv_block`].
+    pub async fn recv_blocks(
+        &mut self,
+        kind: Kind,
+        step: Step,
+        place: [u32; 2],
+        out: &mut [Vec<u8>],
+    ) -> Result<(), ProtocolError> {
+        let channels = self.parties().zip(out);
+        all(channels.map(|((_, c), out)| c.recv_block(kind, step, place, out))).await.map(drop)
+    }
+
     /// Sends the same part of a first-layer payload to every other party and receives theirs, all at once, each of exactly
     /// the length of its buffer.
     ///

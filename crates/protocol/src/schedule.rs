@@ -14,6 +14,8 @@ pub struct Schedule {
     rows: u32,
     test_rows: u32,
     batch_size: u32,
+    /// Of rows that are scored.
+    predict_batch_size: u32,
 }
 
 /// One mini-batch: its step, and how many rows it has from which place in the order of its epoch.
@@ -35,7 +37,13 @@ impl Schedule {
     pub fn new(seed: u64, rows: u32, test_fraction: f64, batch_size: u32) -> Self {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 ≤ fraction < 1, so ≤ rows")]
         let test_rows = (f64::from(rows) * test_fraction).round() as u32;
-        Self { seed, rows, test_rows, batch_size }
+        Self { seed, rows, test_rows, batch_size, predict_batch_size: batch_size }
+    }
+
+    /// The same, with other batches of rows that are scored.
+    #[must_use]
+    pub fn with_predict_batch_size(self, predict_batch_size: u32) -> Self {
+        Self { predict_batch_size, ..self }
     }
 
     /// Number of aligned rows.
@@ -64,7 +72,7 @@ impl Schedule {
             Phase::Evaluate => self.test_rows,
             Phase::Predict => self.rows,
         };
-        let size = self.batch_size;
+        let size = if phase == Phase::Predict { self.predict_batch_size } else { self.batch_size };
         (0..rows.div_ceil(size)).map(move |batch| Batch {
             step: Step { phase, epoch, batch },
             start: batch as usize * size as usize,

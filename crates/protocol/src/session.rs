@@ -7,7 +7,7 @@ use crate::first_layer::paillier::PaillierSpec;
 use crate::first_layer::sharing::SharingSpec;
 use crate::first_layer::{self, FirstLayerKind};
 use crate::text::read_text;
-use crate::{PartyId, Role, Schedule};
+use crate::{InferenceKind, PartyId, Role, Schedule, Task, blind};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use spnn_crypto::FixedPointError;
@@ -70,6 +70,9 @@ pub struct SessionConfig {
     pub beaver: BeaverSpec,
     /// Key and packing of `paillier`.
     pub paillier: PaillierSpec,
+    /// What the server sees of rows that are scored, not trained on.
+    #[serde(default, skip_serializing_if = "InferenceKind::is_open")]
+    pub inference: InferenceKind,
     /// Public seed of schedule and initial weights.
     pub seed: u64,
     /// Split, scaling.
@@ -98,6 +101,8 @@ pub struct SessionFile {
     beaver: BeaverSpec,
     #[serde(default)]
     paillier: PaillierSpec,
+    #[serde(default, skip_serializing_if = "InferenceKind::is_open")]
+    inference: InferenceKind,
     seed: u64,
     /// What the parties have.
     pub data: DataSection,
@@ -247,6 +252,7 @@ impl SessionFile {
             sharing: self.sharing,
             beaver: self.beaver,
             paillier: self.paillier,
+            inference: self.inference,
             seed: self.seed,
             preparation: PreparationSpec {
                 test_fraction: self.data.test_fraction,
@@ -344,6 +350,7 @@ impl SessionConfig {
         let bound = self.beaver.h1_bound;
         check(bound.is_finite(), "beaver.h1_bound", "must be a finite number", &bound)?;
         first_layer::validate(self)?;
+        blind::validate(self)?;
         let p = &self.preparation;
         check((0.0..1.0).contains(&p.test_fraction), "data.test_fraction", "must be 0 ≤ f < 1", &p.test_fraction)?;
         if let Some(clip) = p.clip {
@@ -396,7 +403,16 @@ impl SessionConfig {
     #[must_use]
     pub fn leaks(&self) -> Vec<Leak> {
         let aligned = self.alignment.is_some().then_some(alignment::LEAK);
-        [contract::OF_EVERY_SESSION, first_layer::leaks(self.first_layer)].concat().into_iter().chain(aligned).collect()
+        let blind = if self.inference.is_open() { &[] } else { blind::LEAKS };
+        let mut leaks = [contract::OF_EVERY_SESSION, first_layer::leaks(self.first_layer)].concat();
+        leaks.extend(blind.iter().copied().filter(|leak| !first_layer::leaks(self.first_layer).contains(leak)));
+        leaks.into_iter().chain(aligned).collect()
+    }
+
+    /// Whether the server sees ciphertexts only in this task.
+    #[must_use]
+    pub fn is_blind(&self, task: Task) -> bool {
+        matches!(task, Task::Evaluate | Task::Predict | Task::Serve) && self.inference == InferenceKind::Encrypted
     }
 
     /// All parties, in order.
@@ -426,7 +442,8 @@ impl SessionConfig {
     /// The schedule over `rows` aligned rows.
     #[must_use]
     pub fn schedule(&self, rows: u32) -> Schedule {
-        Schedule::new(self.seed, rows, self.preparation.test_fraction, self.train.batch_size)
+        let schedule = Schedule::new(self.seed, rows, self.preparation.test_fraction, self.train.batch_size);
+        if self.inference.is_open() { schedule } else { schedule.with_predict_batch_size(blind::ROWS) }
     }
 }
 

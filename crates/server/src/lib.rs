@@ -1,7 +1,8 @@
 //! The server of SPNN: it opens the first layer's sum and trains the hidden layers.
 //!
 //! It learns `H1 = Σ X_i·W_i` and the gradient of its last output; from the latter, the labels. It holds no ids and no
-//! features, but `H1` is linear in the features: see `docs/security.md` for what can be rebuilt from it.
+//! features, but `H1` is linear in the features: see `docs/security.md` for what can be rebuilt from it. Of rows that are
+//! scored in a session with `inference = "encrypted"` it learns nothing but how many there are ([`spnn_protocol::blind`]).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
@@ -10,12 +11,13 @@ mod train;
 use serde::{Deserialize, Serialize};
 use spnn_crypto::SecretRng;
 use spnn_nn::{Model, Optimizer, OptimizerState, Sequential};
-use spnn_protocol::first_layer::server_side;
+use spnn_protocol::first_layer::{ServerSide, server_side};
 use spnn_protocol::message::{Done, Finish, Report, Task};
 use spnn_protocol::transport::Transport;
 use spnn_protocol::{
     Attempts, Cause, Checkpoints, Ending, JoinOptions, Joined, Joining, Network, Position, ProtocolError, Role,
-    SavedModel, Schedule, SessionConfig, SessionError, Step, Training, all_done, parameter_values, restore_parameters,
+    SavedModel, Schedule, SessionConfig, SessionError, Step, Training, all_done, blind, parameter_values,
+    restore_parameters,
 };
 use std::time::Duration;
 use tracing::info;
@@ -25,6 +27,15 @@ pub struct Server<'a> {
     session: &'a SessionConfig,
     options: &'a JoinOptions,
     model: Box<dyn Model>,
+    /// What is known of the saved model beside its weights.
+    trained: Option<Trained>,
+}
+
+/// What the server keeps beside its weights.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Trained {
+    /// The largest |h1| of the last epoch.
+    h1_max: f32,
 }
 
 /// A server that has joined.
@@ -36,6 +47,8 @@ struct Running<'a> {
     random_positions: Vec<u128>,
     optimizer: Optimizer,
     noise_seed: [u8; 32],
+    /// The largest |h1| of the epoch so far, or of the last one.
+    h1_max: f32,
     training: Training,
     network: Network,
     schedule: Schedule,
@@ -49,6 +62,7 @@ struct State {
     random_positions: Vec<u128>,
     optimizer: OptimizerState,
     noise_seed: [u8; 32],
+    h1_max: f32,
 }
 
 impl<'a> Server<'a> {
@@ -56,7 +70,7 @@ impl<'a> Server<'a> {
     /// `session.model.hidden_width` and whose output is what the label head of the session expects.
     #[must_use]
     pub fn new(session: &'a SessionConfig, options: &'a JoinOptions, model: Box<dyn Model>) -> Self {
-        Self { session, options, model }
+        Self { session, options, model, trained: None }
     }
 
     /// A server for the session, with the layers that the session file lists.
@@ -77,8 +91,9 @@ impl<'a> Server<'a> {
     pub async fn run(mut self, transport: &mut dyn Transport) -> Result<(), ProtocolError> {
         if matches!(self.options.task, Task::Evaluate | Task::Predict | Task::Serve) {
             let directory = &self.options.directory;
-            SavedModel::<()>::load(directory, Role::Server, self.session)?
-                .restore(directory, &mut self.model.parameters())?;
+            let saved = SavedModel::<Option<Trained>>::load(directory, Role::Server, self.session)?;
+            saved.restore(directory, &mut self.model.parameters())?;
+            self.trained = saved.extra;
         }
         let mut attempts = Attempts::new(self.options);
         loop {
@@ -111,13 +126,14 @@ impl<'a> Server<'a> {
         patience: Duration,
         reached: &mut Option<Position>,
     ) -> Result<(), ProtocolError> {
-        let stop = &self.options.stop;
+        let options = self.options;
+        let stop = &options.stop;
         let joined = tokio::select! {
             biased;
             () = stop.wait() => Err(ProtocolError::Stopped),
-            joined = Running::join(self.session, self.options, &mut *self.model, transport, patience) => joined,
+            joined = self.join(transport, patience) => joined,
         };
-        let mut running = joined.inspect_err(|e| self.options.interrupt_audit(e.ending(Role::Server)))?;
+        let mut running = joined.inspect_err(|e| options.interrupt_audit(e.ending(Role::Server)))?;
         let done = tokio::select! {
             biased;
             () = stop.overdue() => Err(ProtocolError::Stopped),
@@ -138,16 +154,9 @@ impl<'a> Server<'a> {
             done => done,
         }
     }
-}
 
-impl<'a> Running<'a> {
-    async fn join(
-        session: &'a SessionConfig,
-        options: &'a JoinOptions,
-        model: &'a mut dyn Model,
-        transport: &mut dyn Transport,
-        patience: Duration,
-    ) -> Result<Self, ProtocolError> {
+    async fn join(&mut self, transport: &mut dyn Transport, patience: Duration) -> Result<Running<'_>, ProtocolError> {
+        let Self { session, options, model, trained } = self;
         let joining = Joining::connect(transport, session, options, patience).await?;
         let mut checkpoints = Checkpoints::in_directory(&options.directory, Role::Server, session);
         let held = if options.task == Task::Train { checkpoints.positions()? } else { Vec::new() };
@@ -158,13 +167,14 @@ impl<'a> Running<'a> {
             Some(state) => state.noise_seed,
             None => SecretRng::from_system()?.bytes32(),
         };
-        let mut running = Self {
+        let mut running = Running {
             session,
             options,
-            model,
+            model: &mut **model,
             random_positions: Vec::new(),
             optimizer: Optimizer::new(&session.train.optimizer, noise_seed),
             noise_seed,
+            h1_max: trained.map_or(0.0, |t| t.h1_max),
             training,
             network,
             schedule,
@@ -179,7 +189,9 @@ impl<'a> Running<'a> {
         }
         Ok(running)
     }
+}
 
+impl Running<'_> {
     async fn work(&mut self) -> Result<(), ProtocolError> {
         match self.options.task {
             Task::Train | Task::Evaluate | Task::Predict | Task::Serve => self.compute().await?,
@@ -196,13 +208,21 @@ impl<'a> Running<'a> {
     }
 
     async fn compute(&mut self) -> Result<(), ProtocolError> {
-        let mut first_layer = server_side(self.session, self.incarnation, &mut self.network).await?;
-        match self.options.task {
-            Task::Train => self.train(&mut *first_layer).await?,
-            Task::Serve => return self.serve(&mut *first_layer).await,
-            Task::Evaluate | Task::Predict | Task::Align => return self.predict(&mut *first_layer).await,
+        let (mut open, mut blind);
+        let mut scoring = if self.session.is_blind(self.options.task) {
+            blind = self.blind().await?;
+            Scoring::Blind(&mut blind)
+        } else {
+            open = server_side(self.session, self.incarnation, &mut self.network).await?;
+            Scoring::Open(&mut *open)
+        };
+        match (self.options.task, &mut scoring) {
+            (Task::Train, Scoring::Open(first_layer)) => self.train(&mut **first_layer).await?,
+            (Task::Serve, scoring) => return self.serve(scoring).await,
+            (_, scoring) => return self.predict(scoring).await,
         }
-        SavedModel::of(&self.model.parameters(), ()).save(&self.options.directory, Role::Server, self.session)?;
+        let trained = Some(Trained { h1_max: self.h1_max });
+        SavedModel::of(&self.model.parameters(), trained).save(&self.options.directory, Role::Server, self.session)?;
         info!("saved the server's part of the model");
         Ok(())
     }
@@ -213,7 +233,17 @@ impl<'a> Running<'a> {
             random_positions: self.random_positions.clone(),
             optimizer: self.optimizer.export_state(),
             noise_seed: self.noise_seed,
+            h1_max: self.h1_max,
         }
+    }
+
+    /// The side of a server that sees ciphertexts only.
+    async fn blind(&mut self) -> Result<blind::Server, ProtocolError> {
+        if self.h1_max <= 0.0 {
+            let reason = "this model was saved without the largest H1 of its training: train it again".to_owned();
+            return Err(ProtocolError::Blind { reason });
+        }
+        blind::Server::set_up(self.session, &mut self.network, &self.model.parameters(), self.h1_max).await
     }
 
     fn restore(&mut self, state: State) -> Result<(), ProtocolError> {
@@ -221,7 +251,7 @@ impl<'a> Running<'a> {
         let misfit = |e| ProtocolError::checkpoint(&e);
         self.optimizer.import_state(state.optimizer, &lengths).map_err(misfit)?;
         self.model.set_random_positions(&state.random_positions).map_err(misfit)?;
-        self.random_positions = state.random_positions;
+        (self.random_positions, self.h1_max) = (state.random_positions, state.h1_max);
         Ok(())
     }
 
@@ -239,6 +269,14 @@ impl<'a> Running<'a> {
         let state = self.state();
         self.training.keep(&self.network, state)
     }
+}
+
+/// What rows that are scored come as.
+enum Scoring<'a> {
+    /// Shares of H1, which is opened here.
+    Open(&'a mut dyn ServerSide),
+    /// Shares of an encryption of H1.
+    Blind(&'a mut blind::Server),
 }
 
 /// Longer than any wait for peers that are known to be at work; a dead one is noticed by its connection.

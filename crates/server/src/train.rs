@@ -5,7 +5,7 @@
 //! | 4 | `h1 = first_layer.open()`, `z = model.forward(h1)` | label holder |
 //! | 6 | `grad_h1 = model.backward(grad_z)`, then `model` follows its own gradients | parties |
 
-use crate::{LONG, Running};
+use crate::{LONG, Running, Scoring};
 use ndarray::{Array2, s};
 use spnn_nn::{Mode, ModelError};
 use spnn_protocol::first_layer::ServerSide;
@@ -26,7 +26,7 @@ impl Running<'_> {
                 }
             }
             self.training.batches_done(&self.network);
-            self.pass(first_layer, Phase::Evaluate, epoch).await?;
+            self.pass(&mut Scoring::Open(&mut *first_layer), Phase::Evaluate, epoch).await?;
             let mut end = self.training.end_epoch(|_| {});
             if self.training.epoch().is_none() {
                 self.checkpoint()?;
@@ -52,6 +52,8 @@ impl Running<'_> {
 
         let h1 = first_layer.open(network, step, rows).await?;
         network.opened(step, "h1", rows, h1.ncols());
+        let so_far = if batch.start == 0 { 0.0 } else { self.h1_max };
+        self.h1_max = h1.iter().fold(so_far, |largest, h| largest.max(h.abs()));
         if self.options.stop.requested() {
             // All shares of this batch are here, so everyone is done with the one before.
             return Err(ProtocolError::Stopped);
@@ -74,32 +76,38 @@ impl Running<'_> {
     }
 
     /// Scores all rows of a session that trains nothing.
-    pub(crate) async fn predict(&mut self, first_layer: &mut dyn ServerSide) -> Result<(), ProtocolError> {
+    pub(crate) async fn predict(&mut self, scoring: &mut Scoring<'_>) -> Result<(), ProtocolError> {
         let meter = Meter::start(&self.network);
-        self.pass(first_layer, Phase::Predict, 0).await?;
+        self.pass(scoring, Phase::Predict, 0).await?;
         self.report(meter.stop(&self.network)).await
     }
 
     /// Steps 1 to 4 for every batch of a pass.
-    async fn pass(&mut self, first_layer: &mut dyn ServerSide, phase: Phase, epoch: u32) -> Result<(), ProtocolError> {
+    async fn pass(&mut self, scoring: &mut Scoring<'_>, phase: Phase, epoch: u32) -> Result<(), ProtocolError> {
         for Batch { step, rows, .. } in self.schedule.batches(phase, epoch) {
-            self.score(first_layer, step, rows).await?;
+            self.score(scoring, step, rows).await?;
         }
         Ok(())
     }
 
-    async fn score(&mut self, first_layer: &mut dyn ServerSide, step: Step, rows: usize) -> Result<(), ProtocolError> {
-        let h1 = first_layer.open(&mut self.network, step, rows).await?;
-        self.network.opened(step, "h1", rows, h1.ncols());
-        let z = self.model.forward(h1, Mode::Evaluate).map_err(|source| ProtocolError::Model { step, source })?;
-        self.network.send_tensor(self.session.label_role(), Kind::HiddenOutput, step, z).await?;
+    async fn score(&mut self, scoring: &mut Scoring<'_>, step: Step, rows: usize) -> Result<(), ProtocolError> {
+        match scoring {
+            Scoring::Blind(server) => server.score(&mut self.network, step).await?,
+            Scoring::Open(first_layer) => {
+                let h1 = first_layer.open(&mut self.network, step, rows).await?;
+                self.network.opened(step, "h1", rows, h1.ncols());
+                let z = self.model.forward(h1, Mode::Evaluate);
+                let z = z.map_err(|source| ProtocolError::Model { step, source })?;
+                self.network.send_tensor(self.session.label_role(), Kind::HiddenOutput, step, z).await?;
+            }
+        }
         self.options.monitor.rows_done(rows);
         Ok(())
     }
 
     /// Scores as many rows as the label holder says, again and again, until this role is asked to stop or a peer is
     /// gone: it ends with an error.
-    pub(crate) async fn serve(&mut self, first_layer: &mut dyn ServerSide) -> Result<(), ProtocolError> {
+    pub(crate) async fn serve(&mut self, scoring: &mut Scoring<'_>) -> Result<(), ProtocolError> {
         let holder = self.session.label_role();
         // Queries come when they come; a label holder that is gone is noticed by its connection.
         self.network.channel(holder)?.set_timeout(LONG);
@@ -117,7 +125,7 @@ impl Running<'_> {
                     let expected = format!("a query of 1 to {} rows", Query::ROWS_MAX);
                     return Err(ProtocolError::Unexpected { peer: holder, expected, found: format!("{rows} rows") });
                 }
-                self.score(first_layer, step, rows).await?;
+                self.score(scoring, step, rows).await?;
                 if step.ends_epoch_of_service() {
                     self.network.audit_epoch(step).await?;
                 }

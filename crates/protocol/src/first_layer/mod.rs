@@ -208,7 +208,7 @@ fn sharing_party<R: RingElement>(
 }
 
 /// The keys that this party has in common with each other one, and whether it adds or subtracts their masks.
-fn pair_keys(session: &SessionConfig, network: &mut Network) -> Result<Vec<(Sign, PairKey)>, ProtocolError> {
+pub(crate) fn pair_keys(session: &SessionConfig, network: &mut Network) -> Result<Vec<(Sign, PairKey)>, ProtocolError> {
     let me = network.me();
     let sign = |peer| if me < peer { Sign::Plus } else { Sign::Minus };
     session.party_roles().filter(|&peer| peer != me).map(|peer| Ok((sign(peer), network.pair_key(peer)?))).collect()
@@ -216,7 +216,7 @@ fn pair_keys(session: &SessionConfig, network: &mut Network) -> Result<Vec<(Sign
 
 /// Where a session's masks come from, and the promise that the masks of a step cover one value: going back to a step in
 /// the same incarnation would open the difference of two.
-struct MaskSteps {
+pub(crate) struct MaskSteps {
     session: [u8; 32],
     incarnation: u64,
     /// Last step of each phase whose masks were used.
@@ -224,12 +224,12 @@ struct MaskSteps {
 }
 
 impl MaskSteps {
-    fn new(session: &SessionConfig, incarnation: u64) -> Self {
+    pub(crate) fn new(session: &SessionConfig, incarnation: u64) -> Self {
         Self { session: session.digest(), incarnation, used: BTreeMap::new() }
     }
 
     /// What the masks of `step` are derived under. A step has one masked tensor, number 0.
-    fn context(&self, step: Step) -> MaskContext {
+    pub(crate) fn context(&self, step: Step) -> MaskContext {
         MaskContext {
             session: self.session,
             incarnation: self.incarnation,
@@ -241,7 +241,7 @@ impl MaskSteps {
     }
 
     /// Marks the masks of `step` as used.
-    fn use_once(&mut self, step: Step) -> Result<(), ProtocolError> {
+    pub(crate) fn use_once(&mut self, step: Step) -> Result<(), ProtocolError> {
         if self.used.get(&step.phase).is_some_and(|last| *last >= step) {
             return Err(ProtocolError::MaskReuse { step });
         }

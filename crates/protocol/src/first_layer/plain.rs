@@ -53,7 +53,7 @@ impl PartySide for Party {
 }
 
 /// `x·w` into a buffer that grows to the largest batch and is reused.
-pub(super) fn multiply<'a>(buffer: &'a mut Array2<f32>, x: ArrayView2<'_, f32>, w: ArrayView2<'_, f32>) -> &'a [f32] {
+pub(crate) fn multiply<'a>(buffer: &'a mut Array2<f32>, x: ArrayView2<'_, f32>, w: ArrayView2<'_, f32>) -> &'a [f32] {
     let (rows, width) = (x.nrows(), w.ncols());
     if buffer.nrows() < rows {
         *buffer = Array2::zeros((rows, width));

@@ -1,0 +1,77 @@
+//! The label holder's side, step 4.
+
+use super::layers::Shape;
+use super::{OUTPUT_LEVEL, ROWS, refused, threads, try_for_each};
+use crate::message::{BlindTerms, Kind};
+use crate::{Network, ProtocolError, Role, Step};
+use ndarray::ArrayViewMut2;
+use spnn_ckks::{Ciphertext, Context, SecretKey};
+use std::sync::Arc;
+use tracing::info;
+use zeroize::Zeroizing;
+
+/// What opens z: the secret key, which is this start's own and never leaves.
+pub struct Holder {
+    context: Arc<Context>,
+    secret: SecretKey,
+    outputs: usize,
+    parts: usize,
+    output_max: f64,
+}
+
+impl Holder {
+    pub(super) fn new(context: &Arc<Context>, secret: SecretKey, shape: &Shape, terms: &BlindTerms) -> Self {
+        info!(
+            error = f64::from(terms.error_log2).exp2(),
+            "outputs of the server come encrypted, and off by about so much"
+        );
+        Self {
+            context: Arc::clone(context),
+            secret,
+            outputs: shape.outputs,
+            parts: shape.output_parts(),
+            output_max: f64::from(terms.output_log2).exp2(),
+        }
+    }
+
+    /// Receives the results of `step` and opens them to the label holder: z, `[rows, k]`.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Ciphertext`] if a result is none; [`ProtocolError::BlindOutOfBound`] naming the row whose z is larger
+    /// than the server said; as [`Network::recv`].
+    pub async fn open(
+        &self,
+        network: &mut Network,
+        step: Step,
+        mut z: ArrayViewMut2<'_, f32>,
+    ) -> Result<(), ProtocolError> {
+        let rows = z.nrows();
+        let length = Ciphertext::byte_length(&self.context, OUTPUT_LEVEL, self.parts);
+        let mut bytes: Vec<Vec<u8>> = Vec::new();
+        for output in 0..self.outputs {
+            let mut result = vec![0; length];
+            let place = [output as u32, 0];
+            network.channel(Role::Server)?.recv_block(Kind::EncryptedOutput, step, place, &mut result).await?;
+            bytes.push(result);
+        }
+        let columns = z.columns_mut().into_iter().collect::<Vec<_>>();
+        let items = columns.into_iter().zip(bytes).enumerate();
+        try_for_each(threads(), items, |(output, (mut column, bytes))| {
+            let of_server = |e: &dyn std::fmt::Display| refused(Role::Server, step, output, e);
+            let ciphertext = Ciphertext::from_bytes(&self.context, &bytes).map_err(|e| of_server(&e))?;
+            let plain = self.secret.decrypt(&ciphertext).map_err(|e| of_server(&e))?;
+            let values = Zeroizing::new(plain.decode());
+            debug_assert!(rows <= ROWS as usize, "a batch fits a ciphertext");
+            for (row, (to, value)) in column.iter_mut().zip(values.iter()).enumerate() {
+                // Also of what is no number.
+                if !(value.abs() <= self.output_max) {
+                    return Err(ProtocolError::BlindOutOfBound { step, row, column: output, bound: self.output_max });
+                }
+                *to = *value as f32;
+            }
+            Ok(())
+        })?;
+        network.opened(step, "z", rows, self.outputs);
+        Ok(())
+    }
+}
