@@ -94,15 +94,29 @@ impl Ciphertext {
         self.combine(other, |context, x, y| each(context, x, y, kernel::sub))
     }
 
+    /// [`add`](Self::add) without a copy.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    pub fn add_assign(&mut self, other: &Self) -> Result<(), CkksError> {
+        self.combine_assign(other, |context, x, y| each(context, x, y, kernel::add))
+    }
+
     fn combine(&self, other: &Self, both: impl Fn(&Context, &mut [u64], &[u64])) -> Result<Self, CkksError> {
+        let mut result = self.clone();
+        result.combine_assign(other, both)?;
+        Ok(result)
+    }
+
+    fn combine_assign(&mut self, other: &Self, both: impl Fn(&Context, &mut [u64], &[u64])) -> Result<(), CkksError> {
         self.fits(&other.context, other.level)?;
         self.has_scale(other.scale)?;
-        let mut result = self.clone();
-        result.parts.resize(self.parts.len().max(other.parts.len()), vec![0; self.parts[0].len()]);
-        for (x, y) in result.parts.iter_mut().zip(&other.parts) {
+        let length = self.parts[0].len();
+        self.parts.resize(self.parts.len().max(other.parts.len()), vec![0; length]);
+        for (x, y) in self.parts.iter_mut().zip(&other.parts) {
             both(&self.context, x, y);
         }
-        Ok(result)
+        Ok(())
     }
 
     /// Slot by slot.
@@ -225,13 +239,22 @@ impl Ciphertext {
     /// # Errors
     /// [`CkksError::Depth`] at level 0.
     pub fn rescale(&self) -> Result<Self, CkksError> {
-        let Some(level) = self.level.checked_sub(1) else { return Err(CkksError::Depth) };
         let mut result = self.clone();
-        result.parts.iter_mut().for_each(|part| self.context.rescale(part));
+        result.rescale_assign()?;
+        Ok(result)
+    }
+
+    /// [`rescale`](Self::rescale) without a copy.
+    ///
+    /// # Errors
+    /// As [`rescale`](Self::rescale).
+    pub fn rescale_assign(&mut self) -> Result<(), CkksError> {
+        let Some(level) = self.level.checked_sub(1) else { return Err(CkksError::Depth) };
+        self.parts.iter_mut().for_each(|part| self.context.rescale(part));
         #[expect(clippy::cast_precision_loss, reason = "below 2^51, exact")]
         let prime = self.context.limbs()[self.level].value() as f64;
-        (result.level, result.scale) = (level, self.scale / prime);
-        Ok(result)
+        (self.level, self.scale) = (level, self.scale / prime);
+        Ok(())
     }
 
     /// Adds to the first part the uniform polynomial that a seed stands for, or subtracts it: a mask over the whole modulus, which

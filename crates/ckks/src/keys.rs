@@ -222,7 +222,7 @@ impl PublicKey {
         Ok(Ciphertext { context: Arc::clone(context), parts: vec![c0, c1], level: plain.level, scale: plain.scale })
     }
 
-    /// The same slots in parts that say nothing of how they were computed, even to the holder of the secret key, whom the parts of
+    /// Keeps the slots, in parts that say nothing of how they were computed, even to the holder of the secret key, whom the parts of
     /// a product would let find its factors. What the whole decrypts to still has the old error; only
     /// [flooding](Ciphertext::flood) hides that.
     ///
@@ -232,22 +232,21 @@ impl PublicKey {
     ///
     /// # Errors
     /// [`CkksError::Contexts`].
-    pub fn rerandomize(&self, ciphertext: &Ciphertext, rng: &mut SecretRng) -> Result<Ciphertext, CkksError> {
+    pub fn rerandomize(&self, ciphertext: &mut Ciphertext, rng: &mut SecretRng) -> Result<(), CkksError> {
         ciphertext.is_of(&self.context)?;
         let (context, n) = (&self.context, self.context.n());
         let limbs = ciphertext.level + 1;
-        let mut result = ciphertext.clone();
-        for k in 0..result.parts.len() - 1 {
+        for k in 0..ciphertext.parts.len() - 1 {
             let u = Zeroizing::new(context.small(&ternary(n, rng), limbs));
             let error = Zeroizing::new(context.small(&errors(n, rng), limbs));
-            for (part, key) in result.parts[k..=k + 1].iter_mut().zip([&self.b, &self.a]) {
+            for (part, key) in ciphertext.parts[k..=k + 1].iter_mut().zip([&self.b, &self.a]) {
                 let mut product = Zeroizing::new(key[..limbs * n].to_vec());
                 each(context, &mut product, &u, kernel::mul);
                 each(context, part, &product, kernel::add);
             }
-            each(context, &mut result.parts[k + 1], &error, kernel::add);
+            each(context, &mut ciphertext.parts[k + 1], &error, kernel::add);
         }
-        Ok(result)
+        Ok(())
     }
 
     pub(crate) fn of_parts(context: &Arc<Context>, b: Vec<u64>, seed: [u8; 32]) -> Self {

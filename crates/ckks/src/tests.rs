@@ -262,7 +262,11 @@ fn released_squares_keep_their_values_and_hide_their_factors() {
     let hidden = rescaled(evaluate(first.into(), &ciphertexts, &mut workspace), 3);
     let hidden_scale = hidden[0].scale();
     let squares = evaluate(vec![Layer::Square], &hidden, &mut workspace);
-    let hide = |value: &Ciphertext, rng: &mut SecretRng| public.rerandomize(value, rng).unwrap();
+    let hide = |value: &Ciphertext, rng: &mut SecretRng| {
+        let mut value = value.clone();
+        public.rerandomize(&mut value, rng).unwrap();
+        value
+    };
     let hidden: Vec<Ciphertext> = squares.iter().map(|square| hide(square, &mut party.rng)).collect();
     let again = hide(&squares[0], &mut party.rng);
     for part in 0..5 {
@@ -308,7 +312,8 @@ fn the_parts_of_a_square_show_its_root_until_they_are_rerandomized() {
         q.mul(b, b) == q.mul(q.reduce(4), q.mul(a, c))
     };
     assert!(is_square(&square));
-    let hidden = public.rerandomize(&square, &mut party.rng).unwrap();
+    let mut hidden = square.clone();
+    public.rerandomize(&mut hidden, &mut party.rng).unwrap();
     assert!(!is_square(&hidden));
     let noise = public_noise(party.n) * TAIL * (2.0 / 3.0 * party.n).sqrt() / square.scale();
     let fresh = party.fresh();

@@ -84,11 +84,7 @@ impl Server {
             let results = segment.evaluate(context, Inputs::Whole(&sums), workspace, threads()).map_err(&failed)?;
             if self.sums && !values.is_empty() {
                 let both = values.iter_mut().zip(&results);
-                try_for_each(threads(), both, |(value, result)| {
-                    *value = value.add(result)?;
-                    Ok(())
-                })
-                .map_err(&failed)?;
+                try_for_each(threads(), both, |(value, result)| value.add_assign(result)).map_err(&failed)?;
             } else {
                 values.extend(results);
             }
@@ -104,10 +100,10 @@ impl Server {
             let (public, plan) = (&self.public, &self.plan);
             let items = values.iter_mut().zip(&mut results).zip(&mut self.rngs);
             try_for_each(count, items, |((value, result), rng)| {
-                let mut hidden = public.rerandomize(value, rng)?;
-                rescale(&mut hidden, OUTPUT_LEVEL)?;
-                hidden.flood(plan.error_log2, rng)?;
-                *result = hidden.to_bytes();
+                public.rerandomize(value, rng)?;
+                rescale(value, OUTPUT_LEVEL)?;
+                value.flood(plan.error_log2, rng)?;
+                *result = value.to_bytes();
                 Ok(())
             })
             .map_err(&failed)?;
@@ -145,11 +141,11 @@ impl Server {
                         format!("its scale is 2^{}; expected 2^{}", share.scale().log2(), self.plan.scale.log2());
                     return Err(refused(*party, step, column, &reason));
                 }
-                sum = Some(match sum {
-                    None => share,
+                match &mut sum {
+                    None => sum = Some(share),
                     // Another level or number of parts would have another length.
-                    Some(sum) => sum.add(&share).map_err(|e| refused(*party, step, column, &e))?,
-                });
+                    Some(sum) => sum.add_assign(&share).map_err(|e| refused(*party, step, column, &e))?,
+                }
             }
             sums.extend(sum);
         }
@@ -162,7 +158,7 @@ const HEADROOM: f64 = 2.0;
 
 fn rescale(value: &mut Ciphertext, level: usize) -> Result<(), CkksError> {
     while value.level() > level {
-        *value = value.rescale()?;
+        value.rescale_assign()?;
     }
     Ok(())
 }
