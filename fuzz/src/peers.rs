@@ -547,7 +547,7 @@ fn other(kind: u8, phase: u8, body: u8) -> Vec<u8> {
         | Kind::HiddenGradient
         | Kind::FirstLayerGradient => vec![0; body.into()],
         Kind::AuditHead => vec![body; 8],
-        Kind::Query | Kind::QuerySize | Kind::InferenceTerms | Kind::InferenceBatch => vec![body],
+        Kind::Query | Kind::QuerySize | Kind::InferenceTerms | Kind::InferenceBatch | Kind::BlindTerms => vec![body],
         Kind::InferenceKey | Kind::EncryptedInput | Kind::EncryptedOutput => vec![0; body.into()],
     };
     frame(plain(kind, step), &body)

@@ -9,8 +9,8 @@ use spnn::protocol::contract::{
     ContractError, ContractSignature, ContractTerms, Leak, Signatory, check_signed, signature_file, signatures_beside,
 };
 use spnn::protocol::{
-    Authority, Fingerprint, Identity, IdentityFiles, Role, SessionConfig, SessionFile, Task, inspect_certificate,
-    read_text,
+    Authority, Fingerprint, Identity, IdentityFiles, InferenceKind, Role, SessionConfig, SessionFile, Task,
+    inspect_certificate, read_text,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -238,10 +238,14 @@ fn in_words(session: &SessionConfig, terms: &ContractTerms) -> String {
     for Signatory { role, key, .. } in &terms.signatories {
         let _ = writeln!(text, "  {}, {key}", name(*role));
     }
+    let scored = match session.inference {
+        InferenceKind::Open => "",
+        InferenceKind::Encrypted => "how rows are scored later: by a server that sees ciphertexts only\n",
+    };
     let _ = writeln!(
         text,
-        "\nwhat is trained: one network, in at most {} epochs; its first layer, {} wide, is computed together under \"{}\"\n\n\
-         on which columns:",
+        "\nwhat is trained: one network, in at most {} epochs; its first layer, {} wide, is computed together under \"{}\"\n\
+         {scored}\non which columns:",
         session.train.epochs, session.model.hidden_width, session.first_layer,
     );
     for (party, columns) in &terms.columns {

@@ -91,8 +91,11 @@ fn result(record: &SessionRecord) -> String {
     };
     let parties = format!("{} {}", count(record.parties.into()), plural(record.parties.into(), "party", "parties"));
     let rows = format!("{} {}", count(rows(record)), plural(rows(record), "row", "rows"));
-    let protocol = record.first_layer;
-    format!("{done} {rows} of {parties} under <code>{protocol}</code>; {}.", outcome(record))
+    let how = match is_blind(record) {
+        true => "on ciphertexts".to_owned(),
+        false => format!("under <code>{}</code>", record.first_layer),
+    };
+    format!("{done} {rows} of {parties} {how}; {}.", outcome(record))
 }
 
 fn outcome(record: &SessionRecord) -> String {
@@ -107,6 +110,11 @@ fn outcome(record: &SessionRecord) -> String {
         (_, None) if record.rows.test == 0 => "no rows were kept for testing".to_owned(),
         (_, None) => "no test metrics were reported".to_owned(),
     }
+}
+
+/// Whether the server saw ciphertexts only.
+fn is_blind(record: &SessionRecord) -> bool {
+    record.inference.is_blind(record.task)
 }
 
 /// Key figures.
@@ -212,6 +220,10 @@ fn who_learned_what(record: &SessionRecord) -> String {
         None => "Label holder".to_owned(),
     };
     let (server, server_not) = match record.first_layer {
+        _ if is_blind(record) => (
+            "nothing; that rows were scored, and how many",
+            "H1, anything between its layers, scores; labels and ids as such",
+        ),
         FirstLayerKind::Plain => ("each party's product X<sub>i</sub>·W<sub>i</sub>", "labels and ids as such"),
         FirstLayerKind::Sharing | FirstLayerKind::Beaver | FirstLayerKind::Paillier => (
             "only the sum H1 = Σ X<sub>i</sub>·W<sub>i</sub>",
@@ -261,7 +273,8 @@ fn who_learned_what(record: &SessionRecord) -> String {
 fn leaks(record: &SessionRecord) -> String {
     let training = record.task == Task::Train;
     let mut leaks = Vec::new();
-    if record.first_layer == FirstLayerKind::Plain {
+    let blind = is_blind(record);
+    if record.first_layer == FirstLayerKind::Plain && !blind {
         leaks.push("<code>plain</code> protects nothing: the server saw every party's product. It is for tests and comparison only.");
     }
     if training {
@@ -270,20 +283,23 @@ fn leaks(record: &SessionRecord) -> String {
         );
         leaks.push("Parties without labels can learn labels from grad_h1, the gradient that every party receives.");
     }
-    leaks.push(
-        "H1 is linear in the features: a server that knows some of the records can rebuild features of the others from it.",
-    );
-    if record.first_layer == FirstLayerKind::Beaver {
+    leaks.push(match blind {
+        true => "Server and label holder together can open H1, from which features can be rebuilt.",
+        false => {
+            "H1 is linear in the features: a server that knows some of the records can rebuild features of the others from it."
+        }
+    });
+    if record.first_layer == FirstLayerKind::Beaver && !blind {
         leaks.push(
             "The coordinator deals the triples: together with any one party it can open all features and weights.",
         );
     }
     match record.first_layer {
-        FirstLayerKind::Plain => {}
-        FirstLayerKind::Sharing | FirstLayerKind::Beaver | FirstLayerKind::Paillier if record.parties == 2 => {
+        FirstLayerKind::Plain if !blind => {}
+        _ if record.parties == 2 => {
             leaks.push("Server and one party together can open the other party's product.");
         }
-        FirstLayerKind::Sharing | FirstLayerKind::Beaver | FirstLayerKind::Paillier => {
+        _ => {
             leaks.push("Server and all parties but one together can open the last party's product.");
         }
     }
@@ -378,7 +394,7 @@ fn role_tables(record: &SessionRecord) -> String {
 /// Bytes of the two large messages, beside what the protocol says they are.
 fn formula_check(record: &SessionRecord) -> String {
     let passes = real(rows(record)) * real(record.epochs.len() as u64) * f64::from(record.parties);
-    if passes == 0.0 {
+    if passes == 0.0 || is_blind(record) {
         return String::new();
     }
     let totals = totals(record);

@@ -131,6 +131,24 @@ fn prediction_has_costs_and_no_curves() {
 }
 
 #[test]
+fn what_was_scored_on_ciphertexts_is_not_said_to_be_open() {
+    let mut record = sample(Task::Predict, 1, 0, 6_000);
+    record["inference"] = "encrypted".into();
+    let page = page(record);
+    assert_well_formed(&page);
+    assert!(page.contains("Predicted 6,000 rows of 2 parties on ciphertexts; "));
+    assert!(page.contains("nothing; that rows were scored") && !page.contains("only the sum H1"));
+    assert!(page.contains("Server and label holder together can open H1"));
+    assert!(!page.contains("Bytes per row and party"));
+
+    // The same session in training opens H1 as any other.
+    let mut record = sample(Task::Train, 1, 100, 0);
+    record["inference"] = "encrypted".into();
+    let page = html(&serde_json::from_value(record).unwrap());
+    assert!(page.contains("only the sum H1") && page.contains("H1 is linear in the features"));
+}
+
+#[test]
 fn evaluation_has_metrics_and_no_curves() {
     let page = page(sample(Task::Evaluate, 1, 0, 6_000));
     assert_well_formed(&page);

@@ -30,6 +30,8 @@ pub struct FreshCiphertext {
 
 /// Scales may differ by so much, relative to each other, and are the same: less than any error of a ciphertext.
 const SCALE_TOLERANCE: f64 = 1e-10;
+/// Primes that one division is by: sums of so many products are reduced at once.
+const RESCALED_MAX: usize = 4;
 
 impl FreshCiphertext {
     /// How often it can be rescaled.
@@ -240,20 +242,28 @@ impl Ciphertext {
     /// [`CkksError::Depth`] at level 0.
     pub fn rescale(&self) -> Result<Self, CkksError> {
         let mut result = self.clone();
-        result.rescale_assign()?;
+        result.rescale_to(self.level.checked_sub(1).ok_or(CkksError::Depth)?)?;
         Ok(result)
     }
 
-    /// [`rescale`](Self::rescale) without a copy.
+    /// Divides by the primes of all levels above `level`, in less time than by one after the other, and rounds less often.
     ///
     /// # Errors
-    /// As [`rescale`](Self::rescale).
-    pub fn rescale_assign(&mut self) -> Result<(), CkksError> {
-        let Some(level) = self.level.checked_sub(1) else { return Err(CkksError::Depth) };
-        self.parts.iter_mut().for_each(|part| self.context.rescale(part));
-        #[expect(clippy::cast_precision_loss, reason = "below 2^51, exact")]
-        let prime = self.context.limbs()[self.level].value() as f64;
-        (self.level, self.scale) = (level, self.scale / prime);
+    /// [`CkksError::Level`] if it is below `level` already.
+    pub fn rescale_to(&mut self, level: usize) -> Result<(), CkksError> {
+        if level > self.level {
+            return Err(CkksError::Level { expected: level, found: self.level });
+        }
+        while self.level > level {
+            let next = level.max(self.level.saturating_sub(RESCALED_MAX));
+            self.context.rescale(self.parts.iter_mut(), self.level, next);
+            for prime in &self.context.limbs()[next + 1..=self.level] {
+                #[expect(clippy::cast_precision_loss, reason = "below 2^51, exact")]
+                let prime = prime.value() as f64;
+                self.scale /= prime;
+            }
+            self.level = next;
+        }
         Ok(())
     }
 

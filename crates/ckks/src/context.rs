@@ -127,16 +127,24 @@ impl Context {
         }
     }
 
-    /// Divides by the last limb's prime, rounding to the nearest, and drops that limb.
-    pub(crate) fn rescale(&self, polynomial: &mut Vec<u64>) {
+    /// Divides polynomials of level `from` by the product of the last limbs' primes, rounding to the nearest, and drops these limbs
+    /// until `to` is left.
+    pub(crate) fn rescale<'a>(&self, polynomials: impl Iterator<Item = &'a mut Vec<u64>>, from: usize, to: usize) {
         let n = self.n();
-        let level = polynomial.len() / n - 1;
-        let conversion = &self.from_last[level];
-        let last = self.split(&polynomial[level * n..], level, conversion);
-        polynomial.truncate(level * n);
+        let made;
+        let conversion = if to + 1 == from {
+            &self.from_last[from]
+        } else {
+            made = Conversion::new(&self.limbs()[to + 1..=from], &self.limbs()[..=to]);
+            &made
+        };
         let mut buffer = Vec::with_capacity(n);
-        for (j, limb) in polynomial.chunks_exact_mut(n).enumerate() {
-            self.divide(limb, j, conversion, &last, &mut buffer);
+        for polynomial in polynomials {
+            let last = self.split(&polynomial[(to + 1) * n..], to + 1, conversion);
+            polynomial.truncate((to + 1) * n);
+            for (j, limb) in polynomial.chunks_exact_mut(n).enumerate() {
+                self.divide(limb, j, conversion, &last, &mut buffer);
+            }
         }
     }
 
@@ -334,13 +342,40 @@ mod tests {
         let mut coefficients = vec![0; context.n()];
         coefficients[..numbers.len()].copy_from_slice(&numbers);
         let mut polynomial = context.small(&coefficients, 3);
-        context.rescale(&mut polynomial);
+        context.rescale([&mut polynomial].into_iter(), 2, 1);
         context.backward(&mut polynomial, 0);
         let expected = [0, 0, 0, 1, -1, 0, 1, -1, 5, -7];
         for (j, limb) in polynomial.chunks(context.n()).enumerate() {
             let found: Vec<i64> = limb.iter().map(|x| context.limbs()[j].centered(*x)).collect();
             assert_eq!(found[..numbers.len()], expected, "limb {j}");
             assert!(found[numbers.len()..].iter().all(|x| *x == 0));
+        }
+    }
+
+    #[test]
+    fn rescaling_by_several_primes_is_rounding_once() {
+        let context = Context::new(&Preset::N16384_PARTS).unwrap();
+        let (from, to) = (6, 2);
+        let dropped = &context.limbs()[to + 1..=from];
+        // Multiples of the product of four primes, and what is near them.
+        let quotients = [0_i64, 1, -1, 5, -7, 1 << 40, -(1 << 50)];
+        let rests = [0_i64, 1, -1, i64::MAX, i64::MIN];
+        let mut polynomial = vec![0; (from + 1) * context.n()];
+        let mut expected = Vec::new();
+        for (i, (quotient, rest)) in quotients.iter().flat_map(|q| rests.map(|r| (*q, r))).enumerate() {
+            expected.push(quotient);
+            for (limb, q) in polynomial.chunks_exact_mut(context.n()).zip(context.limbs()) {
+                let product = dropped.iter().fold(1, |product, p| q.mul(product, q.reduce(p.value())));
+                limb[i] = q.add(q.mul(product, q.reduce_signed(quotient)), q.reduce_signed(rest));
+            }
+        }
+        context.forward(&mut polynomial, 0);
+        context.rescale([&mut polynomial].into_iter(), from, to);
+        context.backward(&mut polynomial, 0);
+        for (limb, q) in polynomial.chunks_exact(context.n()).zip(context.limbs()) {
+            for (found, expected) in limb.iter().zip(&expected) {
+                assert_eq!(*found, q.reduce_signed(*expected));
+            }
         }
     }
 }

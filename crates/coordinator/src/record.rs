@@ -4,7 +4,7 @@ use crate::deal::Dealt;
 use serde::{Deserialize, Serialize};
 use spnn_protocol::first_layer::{set_up_bytes, step_bytes};
 use spnn_protocol::message::{Done, EpochEnd, Kind, Metrics, Progress, Report};
-use spnn_protocol::{FirstLayerKind, Position, ProtocolError, Role, SessionConfig, Task};
+use spnn_protocol::{FirstLayerKind, InferenceKind, Position, ProtocolError, Role, SessionConfig, Task};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -58,7 +58,11 @@ pub struct SessionRecord {
     pub first_layer: FirstLayerKind,
     /// Ring of `sharing`.
     pub ring_bits: u32,
-    /// Bytes of first-layer messages that each party sends for a row, headers included, as the protocol says.
+    /// What the server sees of rows that are scored.
+    #[serde(default, skip_serializing_if = "InferenceKind::is_open")]
+    pub inference: InferenceKind,
+    /// Bytes of first-layer messages that each party sends for a row, headers included, as the protocol says; 0 where rows were
+    /// scored encrypted.
     pub first_layer_bytes_per_row: f64,
     /// Bytes of first-layer messages that each party sends to others before the first batch, as the protocol says.
     pub first_layer_set_up_bytes: u64,
@@ -102,6 +106,14 @@ impl SessionRecord {
         resumed: Position,
     ) -> Self {
         let total = features.iter().copied().map(u64::from).sum();
+        let scored = if train > 0 { train } else { test };
+        let (per_row, set_up) = match session.is_blind(task) {
+            true => (0.0, 0),
+            false => (
+                expected_bytes_per_row(session, total, scored),
+                set_up_bytes(session, total, u64::from(train) + u64::from(test)),
+            ),
+        };
         Self {
             spnn: env!("CARGO_PKG_VERSION").to_owned(),
             session: session.digest_text(),
@@ -111,8 +123,9 @@ impl SessionRecord {
             resumed_from: (resumed > Position::START).then_some(resumed),
             first_layer: session.first_layer,
             ring_bits: session.sharing.ring_bits,
-            first_layer_bytes_per_row: expected_bytes_per_row(session, total, if train > 0 { train } else { test }),
-            first_layer_set_up_bytes: set_up_bytes(session, total, u64::from(train) + u64::from(test)),
+            inference: session.inference,
+            first_layer_bytes_per_row: per_row,
+            first_layer_set_up_bytes: set_up,
             parties: session.parties,
             features,
             hidden_width: session.model.hidden_width,

@@ -602,6 +602,7 @@ mod tests {
         let network = "01".repeat(32);
         vector(&terms, &format!("{network}016e056e3430393601027b7d000000000000004080109006ac020a050107"));
         vector(&InferenceBatch { samples: 300 }, "ac02");
+        vector(&BlindTerms { level: 9, scale_log2: 103, output_log2: 300, error_log2: -12 }, "0967ac0217");
         let longest = Query { rows: vec![u32::MAX; Query::ROWS_MAX] };
         assert!(encode_control(&longest).len() <= CONTROL_BYTES_MAX);
         let seal = serde_json::from_str(r#"{"algorithm": "ed25519", "signature": "ab", "certificate": "c"}"#).unwrap();
@@ -633,6 +634,7 @@ mod tests {
             let _ = decode_control::<QuerySize>(&bytes);
             let _ = decode_control::<InferenceTerms>(&bytes);
             let _ = decode_control::<InferenceBatch>(&bytes);
+            let _ = decode_control::<BlindTerms>(&bytes);
             if let Ok(finish) = decode_control::<Finish>(&bytes) {
                 prop_assert_eq!(encode_control(&finish), bytes);
             }

@@ -412,7 +412,7 @@ impl SessionConfig {
     /// Whether the server sees ciphertexts only in this task.
     #[must_use]
     pub fn is_blind(&self, task: Task) -> bool {
-        matches!(task, Task::Evaluate | Task::Predict | Task::Serve) && self.inference == InferenceKind::Encrypted
+        self.inference.is_blind(task)
     }
 
     /// All parties, in order.

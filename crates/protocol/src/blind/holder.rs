@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 /// What opens z: the secret key, which is this start's own and never leaves.
 pub struct Holder {
     context: Arc<Context>,
-    secret: SecretKey,
+    pub(super) secret: SecretKey,
     outputs: usize,
     parts: usize,
     output_max: f64,

@@ -40,7 +40,7 @@ pub use party::{Party, party_side};
 pub use server::Server;
 
 use crate::contract::Leak;
-use crate::{ProtocolError, Role, SessionConfig, SessionError, Step};
+use crate::{ProtocolError, Role, SessionConfig, SessionError, Step, Task};
 use serde::{Deserialize, Serialize};
 use spnn_ckks::{CkksError, Context, Preset};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -57,6 +57,12 @@ pub enum InferenceKind {
 }
 
 impl InferenceKind {
+    /// Whether the server sees ciphertexts only in this task.
+    #[must_use]
+    pub fn is_blind(self, task: Task) -> bool {
+        matches!(task, Task::Evaluate | Task::Predict | Task::Serve) && self == Self::Encrypted
+    }
+
     /// Whether it is the default: sessions from before there was a choice have no word for it.
     #[must_use]
     pub fn is_open(&self) -> bool {

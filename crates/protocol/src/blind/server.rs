@@ -90,7 +90,7 @@ impl Server {
             }
         }
         for (segment, level) in self.rest.iter().zip(&self.plan.levels) {
-            try_for_each(threads(), values.iter_mut(), |value| rescale(value, *level)).map_err(&failed)?;
+            try_for_each(threads(), values.iter_mut(), |value| value.rescale_to(*level)).map_err(&failed)?;
             let inputs = Inputs::Whole(&values);
             values = segment.evaluate(&self.context, inputs, &mut self.workspace, threads()).map_err(&failed)?;
         }
@@ -101,7 +101,7 @@ impl Server {
             let items = values.iter_mut().zip(&mut results).zip(&mut self.rngs);
             try_for_each(count, items, |((value, result), rng)| {
                 public.rerandomize(value, rng)?;
-                rescale(value, OUTPUT_LEVEL)?;
+                value.rescale_to(OUTPUT_LEVEL)?;
                 value.flood(plan.error_log2, rng)?;
                 *result = value.to_bytes();
                 Ok(())
@@ -155,13 +155,6 @@ impl Server {
 
 /// Values may be so much larger than in training.
 const HEADROOM: f64 = 2.0;
-
-fn rescale(value: &mut Ciphertext, level: usize) -> Result<(), CkksError> {
-    while value.level() > level {
-        value.rescale_assign()?;
-    }
-    Ok(())
-}
 
 type Segments = (Vec<(Range<usize>, Segment)>, bool, Vec<Segment>);
 

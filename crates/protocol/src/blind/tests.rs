@@ -225,6 +225,42 @@ async fn a_share_that_is_none_is_refused_by_name() {
 }
 
 #[tokio::test]
+async fn a_share_says_nothing_even_to_the_holder_of_the_key_and_their_sum_is_h1() {
+    let mut world = World::new("{ activation = \"square\" }", 3, 1, 40).await;
+    let h1_max = world.h1_max();
+    let level = world.plan().level;
+    let (mut sides, server) = world.set_up(h1_max).await.unwrap();
+    let context = context().unwrap();
+    let rows: Vec<u32> = (0..40).collect();
+    let (of_server, networks) = world.networks.split_last_mut().unwrap();
+    let mut shares = vec![vec![0_u8; Ciphertext::byte_length(&context, level, 2)]; 3];
+    let sending = networks.iter_mut().zip(&mut sides).zip(world.x.iter().zip(&world.w));
+    let rows = &rows[..];
+    let sending = all(sending.map(|((network, (party, _)), (x, w))| async move {
+        party.forward(network, STEP, rows, x.view(), w.view()).await
+    }));
+    let (sent, received) =
+        tokio::join!(sending, of_server.recv_blocks(Kind::EncryptedInput, STEP, [0, 0], &mut shares));
+    sent.unwrap();
+    received.unwrap();
+    drop(server);
+    let shares: Vec<Ciphertext> = shares.iter().map(|s| Ciphertext::from_bytes(&context, s).unwrap()).collect();
+    let secret = &sides[0].1.as_ref().unwrap().secret;
+    let opened = |ciphertext: &Ciphertext| secret.decrypt(ciphertext).unwrap().decode();
+    let is_nonsense = |values: &[f64]| values.iter().filter(|v| v.abs() < 1e3).count() < values.len() / 100;
+    let pairs = [[0, 1], [0, 2], [1, 2]].map(|[a, b]| shares[a].add(&shares[b]).unwrap());
+    for hidden in shares.iter().chain(&pairs) {
+        assert!(is_nonsense(&opened(hidden)));
+    }
+    let sum = opened(&pairs[0].add(&shares[2]).unwrap());
+    let h1 = world.h1();
+    for (slot, value) in sum.iter().enumerate() {
+        let expected = f64::from(h1[[slot % 40, 0]]);
+        assert!((value - expected).abs() < 1e-6, "slot {slot}: {value}, {expected}");
+    }
+}
+
+#[tokio::test]
 async fn terms_and_keys_that_cannot_be_are_refused() {
     let good = BlindTerms { level: 9, scale_log2: 90, output_log2: 20, error_log2: -12 };
     let bad = [
