@@ -63,8 +63,7 @@ impl Holder {
             let values = Zeroizing::new(plain.decode());
             debug_assert!(rows <= ROWS as usize, "a batch fits a ciphertext");
             for (row, (to, value)) in column.iter_mut().zip(values.iter()).enumerate() {
-                // Also of what is no number.
-                if !(value.abs() <= self.output_max) {
+                if value.is_nan() || value.abs() > self.output_max {
                     return Err(ProtocolError::BlindOutOfBound { step, row, column: output, bound: self.output_max });
                 }
                 *to = *value as f32;
