@@ -51,7 +51,7 @@ def sessions(data):
 
 def spnn(*arguments):
     binary = ROOT / "target/release/spnn"
-    done = subprocess.run([binary, *map(str, arguments), "--log", "error"], capture_output=True, text=True)
+    done = subprocess.run([binary, *map(str, arguments)], capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"spnn {' '.join(map(str, arguments))}\n{done.stdout}{done.stderr}")
 
@@ -130,7 +130,7 @@ def page(rows, seeds):
     lines += [
         "",
         f"The largest difference of an AUC is **{largest:.6f}** (goal: 0.005). The expected error is a standard deviation; z goes through the"
-        " label holder's last layer, whose weights multiply it. Weights rounded to 14 bits add to it.",
+        " label holder's last layer, whose weights multiply it. Weights rounded to 16 bits add to it.",
         "",
         "| session | rows/s, all roles on these cores | rows/s of a core, server | rows/s of a core, slower party | CPU beside the clear | limbs | kB up a row and party | kB down a row | peak, server | peak, label holder |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

@@ -92,7 +92,7 @@ pub(super) struct Layers {
 }
 
 /// The largest weight becomes a whole number of so many bits: far more digits than matter beside training's own noise.
-const WEIGHT_BITS: i32 = 14;
+const WEIGHT_BITS: i32 = 16;
 /// Weights so small that they would need more are as good as nothing.
 const FRACTION_BITS_MAX: i32 = 40;
 
@@ -142,7 +142,7 @@ fn quantize(inputs: usize, weights: &[f32], bias: Vec<f64>) -> Result<Linear, Pr
         return Err(ProtocolError::Blind { reason });
     };
     let unit = f64::from(fraction_bits).exp2();
-    #[expect(clippy::cast_possible_truncation, reason = "at most 2^14")]
+    #[expect(clippy::cast_possible_truncation, reason = "at most 2^16")]
     let weights: Vec<i32> = weights.iter().map(|w| (f64::from(*w) * unit).round() as i32).collect();
     let gain = |row: &[i32]| row.iter().map(|w| f64::from(w.unsigned_abs())).sum::<f64>() / unit;
     let gains = weights.chunks_exact(inputs.max(1)).map(gain).collect();

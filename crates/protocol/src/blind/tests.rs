@@ -156,7 +156,7 @@ async fn what_is_opened_is_what_the_layers_give() {
         let z = world.score(&mut sides, &mut server, STEP).await.unwrap();
         let expected = world.in_the_clear();
         let difference = largest_difference(z.view(), expected.view());
-        // Six standard deviations of what flooding adds, and what rounding weights to 14 bits does.
+        // Six standard deviations of what flooding adds, and what rounding weights to 16 bits does.
         let largest = expected.iter().fold(0.0_f32, |largest, z| largest.max(z.abs()));
         let bound = 6.0 * plan.error as f32 + largest * 1e-3;
         assert!(difference <= bound, "{parties} parties, {width}: {layers}: {difference}, {bound}; {plan:?}");
