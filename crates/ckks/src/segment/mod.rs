@@ -10,7 +10,8 @@
 //! layer to its last: only the results are ever written out.
 //!
 //! It opens nothing: inputs and outputs are encrypted under the client's key. Whoever holds that key and sees the outputs
-//! learns more of the weights than the decrypted values say, because their error depends on them (no circuit privacy).
+//! learns more of the weights than the decrypted values say, because their error depends on them (no circuit
+//! privacy), and because the parts of a square show its root until they are [re-randomised](crate::PublicKey::rerandomize).
 
 mod kernel;
 

@@ -1,10 +1,10 @@
 //! The label holder's side, step 4.
 
 use super::layers::Shape;
-use super::{OUTPUT_LEVEL, ROWS, refused, threads, try_for_each};
+use super::{OUTPUT_LEVEL, check_rows, refused, threads, try_for_each};
 use crate::message::{BlindTerms, Kind};
 use crate::{Network, ProtocolError, Role, Step};
-use ndarray::ArrayViewMut2;
+use ndarray::{ArrayViewMut1, ArrayViewMut2};
 use spnn_ckks::{Ciphertext, Context, SecretKey};
 use std::sync::Arc;
 use tracing::info;
@@ -46,31 +46,39 @@ impl Holder {
         mut z: ArrayViewMut2<'_, f32>,
     ) -> Result<(), ProtocolError> {
         let rows = z.nrows();
-        let length = Ciphertext::byte_length(&self.context, OUTPUT_LEVEL, self.parts);
-        let mut bytes: Vec<Vec<u8>> = Vec::new();
-        for output in 0..self.outputs {
-            let mut result = vec![0; length];
-            let place = [output as u32, 0];
-            network.channel(Role::Server)?.recv_block(Kind::EncryptedOutput, step, place, &mut result).await?;
-            bytes.push(result);
-        }
-        let columns = z.columns_mut().into_iter().collect::<Vec<_>>();
-        let items = columns.into_iter().zip(bytes).enumerate();
-        try_for_each(threads(), items, |(output, (mut column, bytes))| {
-            let of_server = |e: &dyn std::fmt::Display| refused(Role::Server, step, output, e);
-            let ciphertext = Ciphertext::from_bytes(&self.context, &bytes).map_err(|e| of_server(&e))?;
-            let plain = self.secret.decrypt(&ciphertext).map_err(|e| of_server(&e))?;
-            let values = Zeroizing::new(plain.decode());
-            debug_assert!(rows <= ROWS as usize, "a batch fits a ciphertext");
-            for (row, (to, value)) in column.iter_mut().zip(values.iter()).enumerate() {
-                if value.is_nan() || value.abs() > self.output_max {
-                    return Err(ProtocolError::BlindOutOfBound { step, row, column: output, bound: self.output_max });
-                }
-                *to = *value as f32;
+        check_rows(rows)?;
+        let mut results = vec![vec![0; Ciphertext::byte_length(&self.context, OUTPUT_LEVEL, self.parts)]; threads()];
+        let mut columns: Vec<_> = z.columns_mut().into_iter().collect();
+        for (group, columns) in columns.chunks_mut(results.len()).enumerate() {
+            let first = group * results.len();
+            for (output, result) in (first..).zip(&mut results[..columns.len()]) {
+                let place = [output as u32, 0];
+                network.channel(Role::Server)?.recv_block(Kind::EncryptedOutput, step, place, result).await?;
             }
-            Ok(())
-        })?;
+            let items = columns.iter_mut().zip(&results).enumerate();
+            try_for_each(results.len(), items, |(at, (column, bytes))| self.decrypt(step, first + at, bytes, column))?;
+        }
         network.opened(step, "z", rows, self.outputs);
+        Ok(())
+    }
+
+    fn decrypt(
+        &self,
+        step: Step,
+        output: usize,
+        bytes: &[u8],
+        column: &mut ArrayViewMut1<'_, f32>,
+    ) -> Result<(), ProtocolError> {
+        let of_server = |e: &dyn std::fmt::Display| refused(Role::Server, step, output, e);
+        let ciphertext = Ciphertext::from_bytes(&self.context, bytes).map_err(|e| of_server(&e))?;
+        let plain = self.secret.decrypt(&ciphertext).map_err(|e| of_server(&e))?;
+        let values = Zeroizing::new(plain.decode());
+        for (row, (to, value)) in column.iter_mut().zip(values.iter()).enumerate() {
+            if value.is_nan() || value.abs() > self.output_max {
+                return Err(ProtocolError::BlindOutOfBound { step, row, column: output, bound: self.output_max });
+            }
+            *to = *value as f32;
+        }
         Ok(())
     }
 }

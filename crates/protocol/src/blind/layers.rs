@@ -1,6 +1,6 @@
 //! The server's layers as ciphertexts want them: squares, and linear maps of whole numbers.
 
-use super::{SQUARES_MAX, WIDTH_MAX};
+use super::{H1_MAX, SQUARES_MAX, WIDTH_MAX};
 use crate::{ModelSpec, ProtocolError, SessionError};
 use spnn_nn::{ActivationKind, LayerSpec, Parameter};
 
@@ -31,9 +31,11 @@ impl Shape {
             Err(SessionError::Value { field, expected: format!("inference = \"encrypted\" takes {expected}"), found })
         };
         let inputs = model.hidden_width as usize;
-        let wide = format!("layers of up to {WIDTH_MAX}");
-        if inputs > WIDTH_MAX {
-            return refused("model.hidden_width", &wide, inputs.to_string());
+        let streams = model.server.iter().any(|layer| matches!(layer, LayerSpec::Linear(_)));
+        let most = if streams { H1_MAX } else { WIDTH_MAX };
+        if inputs > most {
+            let expected = format!("up to {H1_MAX} where a linear layer follows, else {WIDTH_MAX}");
+            return refused("model.hidden_width", &expected, inputs.to_string());
         }
         let (mut outputs, mut stages) = (inputs, Vec::new());
         for (number, layer) in (1..).zip(&model.server) {
@@ -43,7 +45,9 @@ impl Shape {
                     outputs = *width;
                     stages.push(Stage::Linear { number, outputs });
                 }
-                LayerSpec::Linear(width) => return refused("model.server", &wide, width.to_string()),
+                LayerSpec::Linear(width) => {
+                    return refused("model.server", &format!("linear layers of up to {WIDTH_MAX}"), width.to_string());
+                }
                 // Nothing, but in training.
                 LayerSpec::Dropout(_) => {}
                 other => {

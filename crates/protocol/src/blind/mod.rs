@@ -81,12 +81,22 @@ const PRESET: &Preset = &Preset::N16384_PARTS;
 const OUTPUT_LEVEL: usize = 2;
 /// p parts become 2p − 1 with each square. Nine would be rounded, with the eighth power of the secret, to nothing.
 const SQUARES_MAX: usize = 2;
-/// A wider layer would be a message that takes minutes.
-const WIDTH_MAX: usize = 4096;
+/// Columns of H1 go through the first linear layer a few at a time; more would take minutes for a batch.
+const H1_MAX: usize = 4096;
+/// What comes out of a layer is in memory together, up to eight megabytes each.
+const WIDTH_MAX: usize = 256;
 
 /// Checks that the server's layers can be evaluated on ciphertexts.
 pub(crate) fn validate(session: &SessionConfig) -> Result<(), SessionError> {
     if session.inference.is_open() { Ok(()) } else { layers::Shape::of(&session.model).map(drop) }
+}
+
+/// A batch must fit the slots.
+fn check_rows(rows: usize) -> Result<(), ProtocolError> {
+    if (1..=ROWS as usize).contains(&rows) {
+        return Ok(());
+    }
+    Err(ProtocolError::Blind { reason: format!("a batch of {rows} rows where a ciphertext holds 1 to {ROWS}") })
 }
 
 fn context() -> Result<Arc<Context>, ProtocolError> {

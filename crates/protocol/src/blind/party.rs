@@ -1,6 +1,7 @@
 //! A party's side, step 2: shares of the encrypted sum.
 
-use super::{Holder, PRESET, ROWS, context, layers::Shape, refused, threads, try_for_each};
+use super::layers::Shape;
+use super::{Holder, PRESET, ROWS, check_rows, context, refused, threads, try_for_each};
 use crate::error::own_value;
 use crate::first_layer::plain::multiply;
 use crate::first_layer::{MaskSteps, PartySide, pair_keys};
@@ -136,6 +137,7 @@ impl PartySide for Party {
         x: ArrayView2<'_, f32>,
         w: ArrayView2<'_, f32>,
     ) -> Result<(), ProtocolError> {
+        check_rows(x.nrows())?;
         self.masks.use_once(step)?;
         let mut buffer = std::mem::take(&mut self.product);
         let product = multiply(&mut buffer, x, w);

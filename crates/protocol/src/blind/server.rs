@@ -136,14 +136,16 @@ impl Server {
             })?;
             let mut sum: Option<Ciphertext> = None;
             for (share, party) in read.into_iter().flatten().zip(&self.parties) {
-                if share.scale().to_bits() != self.plan.scale.to_bits() {
-                    let reason =
-                        format!("its scale is 2^{}; expected 2^{}", share.scale().log2(), self.plan.scale.log2());
-                    return Err(refused(*party, step, column, &reason));
+                let of = |level: usize, parts: usize, scale: f64| {
+                    format!("level {level}, {parts} parts, a scale of 2^{}", scale.log2())
+                };
+                let found = of(share.level(), share.parts(), share.scale());
+                let expected = of(self.plan.level, 2, self.plan.scale);
+                if found != expected || share.scale().to_bits() != self.plan.scale.to_bits() {
+                    return Err(refused(*party, step, column, &format!("it has {found}; expected {expected}")));
                 }
                 match &mut sum {
                     None => sum = Some(share),
-                    // Another level or number of parts would have another length.
                     Some(sum) => sum.add_assign(&share).map_err(|e| refused(*party, step, column, &e))?,
                 }
             }
