@@ -279,8 +279,8 @@ impl Ciphertext {
     }
 
     /// Adds uniform noise of ±2^(`error_log2` + 40) to every coefficient of what this decrypts to: an error of up to
-    /// 2^`error_log2` disappears under it, for the holder of the secret key as well, but for a statistical distance of 2^-40. A
-    /// slot is then off by about √n·2^(`error_log2` + 40)/(√3·scale).
+    /// 2^`error_log2` disappears under it, for the holder of the secret key as well, but for a statistical distance of 2^-41 for each
+    /// coefficient that large. A slot is then off by about √n·2^(`error_log2` + 40)/(√3·scale).
     ///
     /// # Errors
     /// [`CkksError::Scale`] if there is no room for the noise.

@@ -15,7 +15,7 @@
 //! Private inputs: `X_i`, `W_i` of party i; the server's weights. Output, to the label holder: z, `[n, k]`, with an error that
 //! the server says beforehand (2^-12 or less where there is room). The server learns nothing of H1 (ring-LWE), and
 //! neither do the parties. The label holder learns nothing of H1 or the weights beyond z, but for a statistical distance of
-//! 2^-40 for each ciphertext, as long as no |h1| is more than twice the largest in training and everyone follows the protocol.
+//! 2^-37 for each ciphertext, as long as no |h1| is more than twice the largest in training and everyone follows the protocol.
 //! Server and label holder together learn H1, as the server alone does in training; a single party's product only in league
 //! with all other parties. That rows are scored, and how many, everyone knows.
 //!

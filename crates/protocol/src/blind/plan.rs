@@ -4,6 +4,10 @@
 //! Residues are exact modulo what is left, so values may exceed the modulus on the way: only outputs have to fit. What errors can
 //! come to is bounded layer by layer, for every |h1| up to a bound, because the noise that hides them must be 2^40 times as
 //! large; more limbs make room for larger scales and so for smaller errors.
+//!
+//! What the noise leaves of an error: a coefficient e under uniform noise of ±A is at a statistical distance of |e|/(2A) from the
+//! noise alone. Let r be the root mean square of the error over the slots; that over the coefficients is r/√n, and A is 2^40·8·r or
+//! more. The n coefficients together are at most n·(r/√n)/(2A) = √n/2^44 = 2^-37 away.
 
 use super::layers::{Layer, Layers};
 use super::{OUTPUT_LEVEL, PRESET};
