@@ -48,9 +48,9 @@ pub(crate) struct SwitchingKey {
     pub(crate) digits: Vec<[Vec<u64>; 2]>,
 }
 
-/// Bits by which a released value's noise is larger than the error that it hides: what a stranger learns of the error from one
-/// of them is at most 2^-40 (statistical distance).
-pub(crate) const FLOODING_BITS: u32 = 40;
+/// Bits by which a released value's noise is larger than the error that it hides: what a stranger learns of the error of one
+/// coefficient is at most 2^-40 (statistical distance).
+pub const FLOODING_BITS: u32 = 40;
 
 impl SecretKey {
     /// A fresh key: coefficients −1, 0 and 1, each as likely.

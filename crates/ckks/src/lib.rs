@@ -36,7 +36,7 @@ mod tests;
 
 pub use ciphertext::{Ciphertext, FreshCiphertext};
 pub use context::Context;
-pub use keys::{PublicKey, RelinearizationKey, RotationKeys, SecretKey};
+pub use keys::{FLOODING_BITS, PublicKey, RelinearizationKey, RotationKeys, SecretKey};
 pub use modulus::Modulus;
 pub use plaintext::Plaintext;
 pub use preset::Preset;

@@ -10,7 +10,7 @@ use crate::{Network, ProtocolError, Role, SessionConfig, Step};
 use async_trait::async_trait;
 use ndarray::{Array2, ArrayView2};
 use spnn_ckks::{CkksError, Context, Plaintext, PublicKey};
-use spnn_crypto::{EncodeError, PairKey, SecretRng, Sign};
+use spnn_crypto::{EncodeError, MaskContext, PairKey, SecretRng, Sign};
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
@@ -93,9 +93,22 @@ fn check(context: &Context, terms: &BlindTerms) -> Result<(), ProtocolError> {
     Err(ProtocolError::Unexpected { peer: Role::Server, expected, found })
 }
 
-impl Party {
-    /// The share of column `column` of a product: encrypted, masked, as bytes.
-    fn share(&self, step: Step, product: &[f32], column: usize, rng: &mut SecretRng) -> Result<Vec<u8>, Failure> {
+/// What makes the shares of a step.
+struct Shares<'a> {
+    context: &'a Arc<Context>,
+    public: &'a PublicKey,
+    keys: &'a [(Sign, PairKey)],
+    masks: MaskContext,
+    terms: BlindTerms,
+    /// `[rows, width]`.
+    product: &'a [f32],
+    width: usize,
+}
+
+impl Shares<'_> {
+    /// The share of column `column`: encrypted, masked, as bytes.
+    fn of(&self, column: usize, rng: &mut SecretRng) -> Result<Vec<u8>, Failure> {
+        let Self { product, .. } = *self;
         let rows = product.len() / self.width.max(1);
         // Slots without a row of their own say nothing new, and nothing of what the network does to zeros.
         let place = |slot: usize| f64::from(product[slot % rows * self.width + column]);
@@ -104,16 +117,15 @@ impl Party {
             return Err(Failure::Value { row, column });
         }
         let scale = f64::from(self.terms.scale_log2).exp2();
-        let plain = Plaintext::encode(&self.context, &values, scale, self.terms.level as usize);
+        let plain = Plaintext::encode(self.context, &values, scale, self.terms.level as usize);
         let plain = plain.map_err(|e| match e {
             CkksError::Value { slot, .. } => Failure::Value { row: slot % rows, column },
             e => Failure::Ckks(e),
         })?;
         let mut share = self.public.encrypt(&plain, rng).map_err(Failure::Ckks)?;
-        let context = self.masks.context(step);
-        for (sign, key) in &self.keys {
+        for (sign, key) in self.keys {
             // A layer has fewer columns than 2^32.
-            share.mask(&key.seed(&context, column as u32), *sign);
+            share.mask(&key.seed(&self.masks, column as u32), *sign);
         }
         Ok(share.to_bytes())
     }
@@ -139,21 +151,20 @@ impl PartySide for Party {
     ) -> Result<(), ProtocolError> {
         check_rows(x.nrows())?;
         self.masks.use_once(step)?;
-        let mut buffer = std::mem::take(&mut self.product);
-        let product = multiply(&mut buffer, x, w);
-        let mut rngs = std::mem::take(&mut self.rngs);
-        let count = rngs.len();
-        for start in (0..self.width).step_by(count.max(1)) {
-            let columns: Vec<usize> = (start..self.width.min(start + count)).collect();
+        let Self { context, public, masks, keys, terms, width, product, rngs } = self;
+        let (masks, terms, width, count) = (masks.context(step), *terms, *width, rngs.len());
+        let of = Shares { context, public, keys, masks, terms, product: multiply(product, x, w), width };
+        for start in (0..width).step_by(count.max(1)) {
+            let columns: Vec<usize> = (start..width.min(start + count)).collect();
             let mut shares = vec![Vec::new(); columns.len()];
-            let items = shares.iter_mut().zip(columns).zip(&mut rngs);
+            let items = shares.iter_mut().zip(columns).zip(rngs.iter_mut());
             let made = try_for_each(count, items, |((share, column), rng)| {
-                *share = self.share(step, product, column, rng)?;
+                *share = of.of(column, rng)?;
                 Ok(())
             });
             made.map_err(|e| match e {
                 Failure::Value { row, column } => {
-                    own_value(step, self.width, EncodeError { position: row * self.width + column })
+                    own_value(step, width, EncodeError { position: row * width + column })
                 }
                 Failure::Ckks(source) => ProtocolError::Encryption { step, source },
             })?;
@@ -162,7 +173,6 @@ impl PartySide for Party {
                 network.channel(Role::Server)?.send_block(Kind::EncryptedInput, step, place, share).await?;
             }
         }
-        (self.product, self.rngs) = (buffer, rngs);
         Ok(())
     }
 }

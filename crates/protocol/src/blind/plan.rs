@@ -11,7 +11,7 @@
 
 use super::layers::{Layer, Layers};
 use super::{OUTPUT_LEVEL, PRESET};
-use spnn_ckks::Context;
+use spnn_ckks::{Context, FLOODING_BITS};
 use std::ops::RangeInclusive;
 
 /// How the layers are evaluated.
@@ -170,7 +170,7 @@ impl Plan {
         if !fits || !at.value.is_finite() {
             return None;
         }
-        let flooded = at.n().sqrt() * (error_log2 + 40.0).exp2() / 3_f64.sqrt();
+        let flooded = at.n().sqrt() * (error_log2 + f64::from(FLOODING_BITS)).exp2() / 3_f64.sqrt();
         let error = flooded.hypot(at.rounding() * 1.5) / at.scale;
         let (error_log2, output_log2) = (error_log2 as u32, output_log2 as u32);
         Some(Self { level, scale, levels, error_log2, output_log2, error })
